@@ -1,0 +1,117 @@
+"""Where tables are computed: DuckDB in this process, or Spark where one machine is not enough.
+
+Tables are Ibis expressions and this module is the only one that knows which engine runs them. A table on disk
+is a directory of `part-*.parquet` files, whatever wrote it.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ibis
+import ibis.expr.types as ir
+from pydantic import Field
+
+from watchnext.config import Section
+from watchnext.errors import InputError
+
+ROW_GROUP_ROWS = 122_880
+
+
+class EngineParams(Section):
+    """Section `engine` of params.yaml."""
+
+    kind: Literal["duckdb", "spark"] = "duckdb"
+    master: str = "local[2]"
+    threads: int = Field(default=2, ge=1)
+    memory_limit_gb: float = Field(default=4.0, gt=0)
+
+
+class Engine:
+    """A connection that reads, computes and writes tables."""
+
+    def __init__(self, backend: Any, kind: str) -> None:
+        self.backend = backend
+        self.kind = kind
+
+    def read(self, directory: Path) -> ir.Table:
+        """The table stored in `directory`.
+
+        Raises:
+            InputError: there is no such table.
+        """
+        parts = sorted(directory.glob("part-*.parquet"))
+        if not parts:
+            raise InputError("no table here", where=str(directory), remedy="run `dvc repro`, which makes it")
+        return self.backend.read_parquet(str(directory / "part-*.parquet"))
+
+    def write(self, table: ir.Table, directory: Path, sort_by: Sequence[str]) -> int:
+        """Store `table` in `directory`, rows in the total order `sort_by`, and return the number of rows.
+
+        On DuckDB the same rows give the same bytes.
+        """
+        if directory.exists():
+            shutil.rmtree(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        ordered = table.order_by([ibis.asc(table[name], nulls_first=True) for name in sort_by])
+        if self.kind == "duckdb":
+            directory.mkdir()
+            target = directory / "part-00000.parquet"
+            sql = ibis.to_sql(ordered, dialect="duckdb")
+            self.backend.raw_sql(
+                f"COPY ({sql}) TO '{_quoted(target)}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})"
+            )
+        else:
+            ordered.to_parquet_dir(str(directory))
+        return int(self.read(directory).count().execute())
+
+    def close(self) -> None:
+        self.backend.disconnect()
+
+
+@contextlib.contextmanager
+def connect(params: EngineParams, scratch: Path | None = None) -> Iterator[Engine]:
+    """Open the engine that `params` names; `scratch` is where it may spill."""
+    if params.kind == "duckdb":
+        backend = ibis.duckdb.connect(threads=params.threads, memory_limit=f"{params.memory_limit_gb}GB")
+        backend.raw_sql("SET TimeZone = 'UTC'")
+        backend.raw_sql("SET preserve_insertion_order = true")
+        if scratch is not None:
+            backend.raw_sql(f"SET temp_directory = '{_quoted(scratch)}'")
+    else:
+        backend = _connect_spark(params)
+    engine = Engine(backend, params.kind)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
+
+
+def _connect_spark(params: EngineParams) -> Any:
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError:
+        raise InputError(
+            "engine.kind is spark, and pyspark is not installed",
+            where="params.yaml, engine.kind",
+            remedy="pip install 'watchnext[spark]' (and Java 17), or set engine.kind to duckdb",
+        ) from None
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    session = (
+        SparkSession.builder.master(params.master)
+        .appName("watchnext")
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.sql.ansi.enabled", "false")
+        .config("spark.driver.memory", f"{max(1, int(params.memory_limit_gb))}g")
+        .config("spark.ui.enabled", "false")
+        .config("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
+        .getOrCreate()
+    )
+    return ibis.pyspark.connect(session)
