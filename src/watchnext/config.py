@@ -44,6 +44,12 @@ class Section(BaseModel):
 SectionT = TypeVar("SectionT", bound=Section)
 
 
+class TrainingParams(Section):
+    """Section `training` of params.yaml: what both training stages share."""
+
+    deterministic: bool = True
+
+
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     """Read the whole file and refuse unknown sections.
 
