@@ -1,0 +1,66 @@
+# make repro            logs in, champion out: environment, then `dvc repro` with what params.yaml says
+# make repro SOURCE=kuairand DATA=path/to/kuairand      the same on real logs (writes both into params.yaml)
+# make repro SOURCE=simulated                           back to the simulated source
+# make test | check | ui | status | lock | clean
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCE ?=
+DATA ?=
+UI_PORT ?= 5000
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Without bytecode every stage would compile its imports again: TensorFlow alone takes three times as long.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPATH :=
+
+.PHONY: repro test check ui status lock clean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \(make\)/\1/p' Makefile
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned dependencies into $(VENV) (some minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
+	@echo "installing the test tools into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+repro: $(VENV)/.installed
+ifneq ($(SOURCE)$(DATA),)
+	@watchnext use-source $(SOURCE) $(if $(DATA),--path "$(DATA)")
+endif
+	@dvc repro
+	@watchnext status
+
+test: $(VENV)/.installed-dev
+	@pytest
+
+check: $(VENV)/.installed-dev
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	pytest -q tests/contracts
+
+ui: $(VENV)/.installed
+	@watchnext ui --port $(UI_PORT)
+
+status: $(VENV)/.installed
+	@watchnext status
+
+# Names, versions and hashes; no addresses. Run after changing the dependencies in pyproject.toml.
+lock: $(VENV)/.installed-dev
+	uv pip compile --python-version 3.11 pyproject.toml --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.lock
+	uv pip compile --python-version 3.11 pyproject.toml --extra dev --constraint requirements.lock --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file requirements-dev.lock
+
+clean:
+	rm -rf data reports metrics dvc.lock .dvc/tmp
+	@echo "mlruns/ (runs and the registry), .dvc/cache and $(VENV) are kept; delete them by hand if you mean it"

@@ -1,0 +1,138 @@
+"""The `watchnext` command: what `dvc repro`, the MLflow UI and the registry do not already say themselves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from ruamel.yaml import YAML
+
+from watchnext import config
+from watchnext.console import print_table, say
+from watchnext.errors import InputError
+
+app = typer.Typer(
+    help="Two-stage video recommendations on your own logs. The pipeline itself runs by `dvc repro`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+registry_app = typer.Typer(help="Mend the registry.", no_args_is_help=True)
+app.add_typer(registry_app, name="registry")
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Say which versions are champion, challenger and previous: metrics, since when and why.
+
+    Reads the registry of this project (mlruns/, or MLFLOW_TRACKING_URI and MLFLOW_REGISTRY_URI).
+    """
+    from watchnext.registry import Registry
+
+    models = Registry.open(Path.cwd()).status()
+    if as_json:
+        sys.stdout.write(json.dumps(models, indent=2, sort_keys=True) + "\n")
+        return
+    if not models:
+        say("no model is registered yet: run `dvc repro`")
+    for model in models:
+        rows = [
+            (
+                role,
+                f"version {entry['version']}",
+                ", ".join(f"{name} {value:.4g}" for name, value in entry["metrics"].items()),
+                entry["since_at"],
+                entry["reason"],
+            )
+            for role in ("champion", "challenger", "previous")
+            if (entry := model["roles"].get(role)) is not None
+        ]
+        print_table(model["name"], ("role", "version", "metrics", "since", "why"), rows)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on the loopback address.", min=1, max=65535)] = 5000,
+) -> None:
+    """Open the MLflow UI on loopback, on this project's runs and registry, until Ctrl-C."""
+    from watchnext.tracking import Tracker
+
+    tracker = Tracker.open(Path.cwd())
+    say(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", tracker.tracking_uri]
+    raise typer.Exit(subprocess.run(command, check=False, env=os.environ.copy()).returncode)
+
+
+@app.command("use-source")
+def use_source(
+    source: Annotated[str, typer.Argument(help="simulated, kuairand or files.")],
+    path: Annotated[Path | None, typer.Option(help="Folder that holds the logs.")] = None,
+) -> None:
+    """Write the source of logs into params.yaml (comments stay), for `dvc repro` to use from then on.
+
+    `watchnext use-source simulated` goes back to the simulated world.
+    """
+    from watchnext.stages.ingest import Params
+
+    defaults = Params()
+    if path is None and source != defaults.source:
+        raise InputError(
+            f"source `{source}` needs the folder of its logs",
+            where="--path (DATA=... with make)",
+            remedy=f"make repro SOURCE={source} DATA=path/to/logs",
+        )
+    if path is not None and not path.is_dir():
+        raise InputError("there is no such folder", where=str(path), remedy="give the folder that holds the logs")
+    yaml = YAML()
+    yaml.width = 200
+    text = config.PARAMS_FILE.read_text(encoding="utf-8")
+    content = yaml.load(text)
+    section = content["ingest"]
+    before = (section.get("source"), section.get("path"))
+    section["source"] = source
+    section["path"] = path.as_posix() if path is not None else str(defaults.path)
+    staged = config.PARAMS_FILE.with_suffix(".yaml.staging")
+    with staged.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+    try:
+        config.load_section("ingest", Params, staged)
+    except InputError:
+        staged.unlink()
+        raise
+    after = (section["source"], section["path"])
+    if before == after:
+        staged.unlink()
+        say(f"params.yaml already says ingest.source {source}")
+        return
+    staged.replace(config.PARAMS_FILE)
+    say(f"params.yaml: ingest.source {before[0]} -> {after[0]}, ingest.path {before[1]} -> {after[1]}")
+
+
+@registry_app.command("relocate")
+def relocate() -> None:
+    """Mend the artifact locations in mlruns/mlflow.db after the project folder was moved.
+
+    MLflow stores them absolute. Nothing else is changed; a copy of the database is kept beside it.
+    """
+    from watchnext.tracking import relocate as mend
+
+    say(mend(Path.cwd()))
+
+
+def main() -> None:
+    """Entry point: errors that a user is meant to read are printed without a traceback."""
+    try:
+        app()
+    except InputError as error:
+        say(f"\nwatchnext: {error}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
