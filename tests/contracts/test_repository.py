@@ -1,0 +1,71 @@
+"""What the repository promises about itself."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from watchnext.cli import app
+
+ROOT = Path(__file__).parents[2]
+
+
+def tracked_files() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True)
+    return [ROOT / name for name in listing.stdout.split("\0") if name]
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+def test_lock_files_hold_names_versions_and_hashes_alone(name: str) -> None:
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+        assert re.fullmatch(
+            r"[a-z0-9._-]+(\[[a-z0-9,_-]+\])?==[^\s;]+( ; [^\\]+)?( \\)?|    --hash=sha256:[0-9a-f]{64}( \\)?", line
+        ), line
+
+
+def test_what_is_installed_to_test_is_what_is_installed_to_run() -> None:
+    def pins(name: str) -> set[str]:
+        return set(re.findall(r"^\S+==\S+", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE))
+
+    assert pins("requirements.lock") <= pins("requirements-dev.lock")
+
+
+def test_every_command_is_documented_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    root = typer.main.get_command(app)
+    commands = dict(root.commands)  # type: ignore[attr-defined]
+    registry = commands.pop("registry")
+    names = [*commands, *(f"registry {name}" for name in registry.commands)]
+    assert names
+    for name in names:
+        assert f"watchnext {name}" in readme, f"`watchnext {name}` is not in README.md"
+
+
+def test_every_make_target_is_explained_by_make_help() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.+)$", text, flags=re.MULTILINE)
+    assert phony is not None
+    explained = "\n".join(line for line in text.splitlines() if line.startswith("# make"))
+    for target in set(phony.group(1).split()) - {"help"}:
+        assert re.search(rf"\b{target}\b", explained), target
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    numbers = sorted(int(path.name[:4]) for path in (ROOT / "docs/decisions").glob("[0-9]*.md"))
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert numbers
+
+
+def test_no_tracked_file_is_heavy_or_a_pickle() -> None:
+    for path in tracked_files():
+        assert path.stat().st_size < 2 * 1024**2, path
+        assert path.suffix not in {".pkl", ".pickle", ".joblib"}, path
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
+            if not re.match(r"[a-z]+:", target):
+                assert (path.parent / target).exists(), f"{path.relative_to(ROOT)} links to {target}"

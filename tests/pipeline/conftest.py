@@ -1,0 +1,179 @@
+"""A scratch copy of this project that runs the real pipeline on a tiny world."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+
+TABLES = ("data/ingested", "data/validated", "data/features")
+"""Outputs that hold tables: equal to the byte for equal inputs."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder and what a user does in it."""
+
+    root: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        environment["PYTHONPATH"] = str(self.root / "src")
+        return environment
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, cwd=self.root, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def run(self, *command: str, succeeds: bool = True) -> str:
+        """Run a command to its end and return what it printed."""
+        with self.start(*command) as process:
+            printed, _ = process.communicate()
+        assert (process.returncode == 0) is succeeds, f"{' '.join(command)}: {process.returncode}\n{printed}"
+        return printed
+
+    def set_params(self, changes: Mapping[str, Any]) -> None:
+        """Change settings given as `section.key`."""
+        yaml = YAML()
+        path = self.root / "params.yaml"
+        content = yaml.load(path.read_text(encoding="utf-8"))
+        for name, value in changes.items():
+            *sections, key = name.split(".")
+            place = content
+            for section in sections:
+                place = place[section]
+            assert key in place, f"{name} is no setting"
+            place[key] = value
+        with path.open("w", encoding="utf-8") as file:
+            yaml.dump(content, file)
+
+    def digests(self, *folders: str) -> dict[str, str]:
+        """sha256 of every file below the folders."""
+        return {
+            path.relative_to(self.root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for folder in folders
+            for path in sorted((self.root / folder).rglob("*"))
+            if path.is_file()
+        }
+
+    def metrics(self, stage: str) -> dict[str, Any]:
+        return json.loads((self.root / "metrics" / f"{stage}.json").read_text(encoding="utf-8"))
+
+    def status(self) -> list[dict[str, Any]]:
+        """What `watchnext status --json` says."""
+        done = subprocess.run(
+            ["watchnext", "status", "--json"],
+            cwd=self.root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Every MLflow run of the project: id, parent id, stage or None, status."""
+        code = (
+            "import json, sys\n"
+            "from mlflow import MlflowClient\n"
+            "client = MlflowClient('sqlite:///mlruns/mlflow.db')\n"
+            "ids = [experiment.experiment_id for experiment in client.search_experiments()]\n"
+            "runs = client.search_runs(ids, max_results=1000)\n"
+            "sys.stdout.write(json.dumps([{'id': run.info.run_id, 'name': run.info.run_name,\n"
+            "    'status': run.info.status, 'parent': run.data.tags.get('mlflow.parentRunId'),\n"
+            "    'metrics': run.data.metrics, 'tags': run.data.tags} for run in runs]))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=self.root, env=self.environment, capture_output=True, text=True, check=True
+        )
+        return json.loads(done.stdout)
+
+    def kill_in_stage(self, stage: str, *command: str) -> psutil.Process:
+        """Start `command`, wait until `stage` is at work, and `kill -9` the dvc process. Returns the stage's process."""
+        with self.start(*command) as dvc:
+            found = wait_for(lambda: self._stage_process(dvc.pid, stage), f"{stage} under {command}")
+            # Into the middle of its work: past its imports, while its outputs are being staged.
+            time.sleep(1.0)
+            dvc.kill()
+            dvc.communicate()
+        return found
+
+    @staticmethod
+    def _stage_process(dvc_pid: int, stage: str) -> psutil.Process | None:
+        try:
+            for child in psutil.Process(dvc_pid).children(recursive=True):
+                words = child.cmdline()
+                if "watchnext.stages._runner" in words and stage in words:
+                    return child
+        except psutil.NoSuchProcess:
+            return None
+        return None
+
+
+def wait_for(probe: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+    """Poll `probe` until it gives something."""
+    ends = time.monotonic() + timeout_s
+    while time.monotonic() < ends:
+        found = probe()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited {timeout_s:.0f} s in vain for {what}")
+
+
+def copy_project(target: Path) -> Project:
+    """The files that git tracks or would track, in a git repository of their own, with a tiny world's settings."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    for name in listing.stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    project = Project(target)
+    tiny = YAML(typ="safe").load((Path(__file__).parent / "tiny_params.yaml").read_text(encoding="utf-8"))
+    project.set_params({f"{section}.{key}": value for section, keys in tiny.items() for key, value in keys.items()})
+    for command in (
+        ("init", "--quiet", "--initial-branch", "main"),
+        ("add", "--all"),
+        ("-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "--quiet", "-m", "Begin"),
+    ):
+        subprocess.run(["git", *command], cwd=target, check=True)
+    return project
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A project in which `dvc repro` has run once. Tests that change it work on a `copy_of_finished`."""
+    project = copy_project(tmp_path_factory.mktemp("finished") / "project")
+    project.run("dvc", "repro")
+    yield project
+
+
+@pytest.fixture
+def copy_of_finished(finished: Project, tmp_path: Path) -> Project:
+    """The finished project's folder, copied, at another place; its registry is mended as a user would."""
+    target = tmp_path / "project"
+    shutil.copytree(finished.root, target, symlinks=True)
+    project = Project(target)
+    project.run("watchnext", "registry", "relocate")
+    return project
