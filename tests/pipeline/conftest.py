@@ -146,7 +146,8 @@ def copy_project(target: Path) -> Project:
         text=True,
     )
     for name in listing.stdout.split("\0"):
-        if name and (ROOT / name).is_file():
+        produced = name == "dvc.lock" or name.startswith("metrics/")
+        if name and not produced and (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     project = Project(target)

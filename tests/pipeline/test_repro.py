@@ -1,0 +1,203 @@
+"""`dvc repro` on a tiny world, as a user runs it: real DVC, Great Expectations, TensorFlow, ScaNN, MLflow and SQLite."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import TABLES, Project
+
+from watchnext import config
+
+pytestmark = pytest.mark.pipeline
+
+STAGES_BEFORE_RANKING = ("simulate", "ingest", "validate", "featurize", "train_retrieval", "build_index")
+
+
+def ran(printed: str) -> list[str]:
+    """The stages that DVC said it ran."""
+    return [stage for stage in config.STAGES if f"Running stage '{stage}'" in printed]
+
+
+def test_logs_in_champion_out(finished: Project) -> None:
+    (model,) = finished.status()
+    assert model["name"] == "watchnext"
+    champion = model["roles"]["champion"]
+    assert int(champion["version"]) == 1
+    assert champion["reason"]
+    assert model["roles"]["previous"] is None
+    for stage in config.STAGES:
+        assert finished.metrics(stage), stage
+    decision = json.loads((finished.root / "reports/promote/decision.json").read_text(encoding="utf-8"))
+    assert decision["checks"]
+    for page in ("reports/validate/summary.html", "reports/promote/decision.html", "reports/compare_shadow/decision.html"):
+        assert (finished.root / page).is_file(), page
+
+
+def test_one_parent_run_with_a_child_for_every_stage(finished: Project) -> None:
+    runs = finished.runs()
+    (parent,) = [run for run in runs if run["parent"] is None]
+    children = [run for run in runs if run["parent"] == parent["id"]]
+    assert sorted(run["name"] for run in children) == sorted(config.STAGES)
+    assert {run["status"] for run in runs} == {"FINISHED"}
+    evaluate = next(run for run in children if run["name"] == "evaluate")
+    for name, value in finished.metrics("evaluate").items():
+        if isinstance(value, float):
+            assert evaluate["metrics"][name] == pytest.approx(value)
+
+
+def test_a_second_repro_runs_nothing_but_two_looks_at_the_registry(copy_of_finished: Project) -> None:
+    project = copy_of_finished
+    before = project.digests("data", "reports", "metrics"), project.status(), len(project.runs())
+    printed = project.run("dvc", "repro")
+    assert ran(printed) == ["promote", "compare_shadow"]
+    assert printed.count("nothing to do") == 2
+    assert (project.digests("data", "reports", "metrics"), project.status(), len(project.runs())) == before
+
+
+def test_a_changed_ranking_parameter_reruns_nothing_upstream_and_cached_stages_show_in_the_new_run(
+    copy_of_finished: Project,
+) -> None:
+    project = copy_of_finished
+    upstream = ("data/features", "data/retrieval", "data/index")
+    before = project.digests(*upstream)
+    first = {run["id"] for run in project.runs()}
+    project.set_params({"train_ranking.epochs": 2})
+    printed = project.run("dvc", "repro")
+    assert "train_ranking" in ran(printed)
+    assert not set(ran(printed)) & set(STAGES_BEFORE_RANKING)
+    assert project.digests(*upstream) == before
+    new = [run for run in project.runs() if run["id"] not in first]
+    assert sorted(run["name"] for run in new if run["parent"]) == sorted(config.STAGES)
+    cached = {run["name"] for run in new if run["tags"].get("watchnext.from_cache") == "true"}
+    assert cached == set(STAGES_BEFORE_RANKING)
+    (model,) = project.status()
+    versions = {entry["version"] for entry in model["roles"].values() if entry}
+    assert model["roles"]["champion"] is not None
+    assert versions <= {1, 2, "1", "2"}
+
+
+def test_without_mlruns_the_cached_bundle_is_registered_anew(copy_of_finished: Project) -> None:
+    project = copy_of_finished
+    bundle = project.digests("data/bundle")
+    shutil.rmtree(project.root / "mlruns")
+    printed = project.run("dvc", "repro")
+    assert ran(printed) == ["promote", "compare_shadow"]
+    assert project.digests("data/bundle") == bundle
+    (model,) = project.status()
+    assert model["roles"]["champion"] is not None
+    runs = project.runs()
+    children = {run["name"]: run for run in runs if run["parent"]}
+    assert sorted(children) == sorted(config.STAGES)
+    assert children["evaluate"]["metrics"]["recall_at_100"] == pytest.approx(project.metrics("evaluate")["recall_at_100"])
+
+
+def test_a_moved_project_says_plainly_what_to_do(finished: Project, tmp_path: Path) -> None:
+    shutil.copytree(finished.root, tmp_path / "elsewhere", symlinks=True)
+    moved = Project(tmp_path / "elsewhere")
+    said = moved.run("dvc", "repro", succeeds=False)
+    assert "watchnext registry relocate" in said
+    assert str(finished.root) in said.replace("\n", "")
+    moved.run("watchnext", "registry", "relocate")
+    assert "nothing to do" in moved.run("dvc", "repro")
+    (model,) = moved.status()
+    assert model["roles"]["champion"] is not None
+
+
+def test_logs_that_fail_validation_stop_the_pipeline_and_leave_everything(copy_of_finished: Project) -> None:
+    """Most watch times negative: a user's mistake of sign."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    project = copy_of_finished
+    shutil.copytree(project.root / "data/simulated/logs", project.root / "broken")
+    path = project.root / "broken/watches.parquet"
+    watches = pq.read_table(path)
+    column = watches.schema.get_field_index("watch_time_s")
+    pq.write_table(watches.set_column(column, "watch_time_s", pc.negate(watches["watch_time_s"].cast(pa.float64()))), path)
+
+    kept = ("data/validated", "data/features", "data/retrieval", "data/ranking", "data/bundle")
+    before = project.digests(*kept), project.status()
+    project.set_params({"ingest.path": "broken"})
+    said = project.run("dvc", "repro", succeeds=False)
+    assert ran(said) == ["ingest", "validate"]
+    assert "watch_time_s" in said
+    assert "watches" in said
+    assert "reports/validate" in said
+    assert (project.root / "reports/validate/summary.html").is_file()
+    assert (project.digests(*kept), project.status()) == before
+
+    project.set_params({"ingest.path": "data/simulated/logs"})
+    project.run("dvc", "repro")
+    assert (project.digests(*kept), project.status()) == before
+
+
+def test_an_unknown_key_stops_the_first_stage_that_runs(copy_of_finished: Project) -> None:
+    project = copy_of_finished
+    params = project.root / "params.yaml"
+    before = project.status()
+    params.write_text(params.read_text(encoding="utf-8").replace("\ncompare_shadow:", "\ncompare_shadow:\n  evidnce: x"))
+    said = project.run("dvc", "repro", succeeds=False)
+    assert "`compare_shadow.evidnce` is not a setting" in said
+    assert "Traceback" not in said
+    assert project.status() == before
+
+
+@pytest.mark.parametrize("stage", config.STAGES)
+def test_killed_in_any_stage_the_next_repro_ends_the_same(
+    stage: str, finished: Project, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """`kill -9` of dvc in the middle of `stage`: nobody goes on writing, and the next `dvc repro` mends it all.
+
+    One copy serves all stages in turn: each begins with what the last one's repair left behind.
+    """
+    project = Project(tmp_path_factory.getbasetemp() / "killed")
+    if not project.root.exists():
+        shutil.copytree(finished.root, project.root, symlinks=True)
+        project.run("watchnext", "registry", "relocate")
+    process = project.kill_in_stage(stage, "dvc", "repro", "--force", "--single-item", stage)
+    _, alive = psutil.wait_procs([process], timeout=5)
+    assert not alive, f"{stage} went on after its dvc was killed"
+    left = project.digests("data")
+    time.sleep(0.3)
+    assert project.digests("data") == left, "somebody still writes"
+
+    project.run("dvc", "repro")
+    assert project.digests(*TABLES) == finished.digests(*TABLES)
+    assert not list(project.root.rglob("*.staging"))
+    (model,) = project.status()
+    assert model["roles"]["champion"] is not None
+    weights = [json.loads((p.root / "data/retrieval/manifest.json").read_text())["weights_digest"] for p in (project, finished)]
+    assert weights[0] == weights[1]
+    for name in ("recall_at_100", "weighted_pairwise_loss"):
+        assert project.metrics("evaluate")[name] == pytest.approx(finished.metrics("evaluate")[name], abs=0.02)
+    assert "RUNNING" not in {run["status"] for run in project.runs()}
+
+
+def test_the_truth_of_the_world_reaches_no_artifact(copy_of_finished: Project) -> None:
+    """The truth permuted, every stage after `simulate` makes the same tables and the same weights."""
+    project = copy_of_finished
+    before = project.digests(*TABLES)
+    truths = [path for path in (project.root / "data/simulated/truth").rglob("*") if path.is_file()]
+    assert truths
+    for path in truths:
+        path.write_bytes(path.read_bytes()[::-1])
+    for stage in ("ingest", "validate", "featurize", "train_retrieval"):
+        project.run("dvc", "repro", "--force", "--single-item", stage)
+    assert project.digests(*TABLES) == before
+    manifest = "data/retrieval/manifest.json"
+    assert json.loads((project.root / manifest).read_text())["weights_digest"]
+
+
+def test_exp_run_with_other_settings_keeps_working(copy_of_finished: Project) -> None:
+    project = copy_of_finished
+    shutil.copytree(project.root / "data/simulated/logs", project.root / "elsewhere")
+    printed = project.run(
+        "dvc", "exp", "run", "-S", "ingest.path=elsewhere", "-S", "train_ranking.epochs=2"
+    )
+    assert "ingest" in ran(printed)
+    assert config.read_params(project.root / "params.yaml")["ingest"]["path"] == "elsewhere"
+    assert "nothing to do" in project.run("dvc", "repro")
