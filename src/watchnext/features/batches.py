@@ -1,0 +1,311 @@
+"""From stored examples to arrays: ids become indices of a vocabulary, bags become padded rows.
+
+Examples are stored with the ids of the logs, and looked up here, with the vocabularies of whoever consumes
+them. So a champion and its challenger judge the same rows, each with its own vocabularies, and serving runs
+the same code as training.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from watchnext.errors import InputError
+from watchnext.features.quantiles import read_boundaries
+
+Kind = Literal["categorical", "multivalent", "continuous"]
+Columns: TypeAlias = pa.Table | Mapping[str, pa.Array | pa.ChunkedArray]
+Arrays = dict[str, npt.NDArray[Any]]
+
+_DENSE_LOOKUP_SLACK = 16
+_SMALL_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a model needs to know of one input.
+
+    Attributes:
+        name: of the input, and of the column in the examples.
+        kind: categorical int32 [N], multivalent int32 [N, length], continuous float32 [N].
+        space: id space whose vocabulary it is looked up in; None for continuous.
+        length: width of a multivalent input's padded rows; None for the others.
+        side: `query` (one value per request) or `impression` (one per video of the request).
+    """
+
+    name: str
+    kind: Kind
+    space: str | None = None
+    length: int | None = None
+    side: Literal["query", "impression"] = "query"
+
+
+class Vocabulary:
+    """The known values of one id space. Index 0 is padding and everything unknown; known values count from 1.
+
+    Args:
+        tokens: [V] integers or strings, falling frequency; the value at row r has index r + 1.
+        frequency: int64 [V], how often each was seen in training.
+    """
+
+    def __init__(self, space: str, tokens: pa.Array, frequency: npt.NDArray[np.int64]) -> None:
+        self.space = space
+        self.tokens = tokens
+        self.frequency = frequency
+        self._by_value: dict[Any, int] | None = None
+        self._sorted: npt.NDArray[np.int64] | None = None
+        self._dense: npt.NDArray[np.int32] | None = None
+        if pa.types.is_integer(tokens.type) and len(tokens):
+            values = tokens.to_numpy(zero_copy_only=False).astype(np.int64)
+            self._order = np.argsort(values, kind="stable")
+            self._sorted = values[self._order]
+            self._smallest = int(self._sorted[0])
+            span = int(self._sorted[-1]) - self._smallest + 1
+            if span <= _DENSE_LOOKUP_SLACK * len(values) + 1_000_000:
+                self._dense = np.zeros(span, dtype=np.int32)
+                self._dense[values - self._smallest] = np.arange(1, len(values) + 1, dtype=np.int32)
+
+    @classmethod
+    def load(cls, directory: Path) -> "Vocabulary":
+        """Read `vocabularies/<space>/`.
+
+        Raises:
+            InputError: there is none, or its indices do not run from 1 without a gap.
+        """
+        parts = sorted(directory.glob("part-*.parquet"))
+        if not parts:
+            raise InputError("there is no vocabulary", where=str(directory), remedy="run the stage featurize")
+        table = pa.concat_tables([pq.read_table(part) for part in parts]).sort_by("index").combine_chunks()
+        index = table["index"].to_numpy()
+        if not np.array_equal(index, np.arange(1, len(index) + 1)):
+            raise InputError(
+                "the indices of a vocabulary do not run from 1 without a gap", where=str(directory)
+            )
+        tokens = (
+            table["token"].combine_chunks()
+            if table.num_rows
+            else pa.array([], table.schema.field("token").type)
+        )
+        if isinstance(tokens, pa.ChunkedArray):
+            tokens = tokens.chunk(0)
+        return cls(directory.name, tokens, table["frequency"].to_numpy().astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def lookup(self, values: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int32]:
+        """[N] ids, null = none -> int32 [N] indices; unknown and null give 0.
+
+        Raises:
+            InputError: integers are looked up among strings or the other way round.
+        """
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+        if isinstance(values, pa.ChunkedArray):
+            values = values.chunk(0) if values.num_chunks else pa.array([], values.type)
+        if pa.types.is_null(values.type) or len(self.tokens) == 0:
+            return np.zeros(len(values), dtype=np.int32)
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if pa.types.is_integer(values.type) != pa.types.is_integer(self.tokens.type):
+            raise InputError(
+                f"ids of type {values.type} are looked up in a vocabulary of type {self.tokens.type}",
+                where=f"vocabulary {self.space}",
+                offenders=values[:3].to_pylist(),
+                remedy="ids of one space have one type: ingest the same logs that the model was trained on",
+            )
+        if pa.types.is_integer(values.type):
+            return self._lookup_integers(values)
+        if len(values) <= _SMALL_BATCH:
+            # index_in hashes the whole vocabulary on every call: too dear for one request.
+            if self._by_value is None:
+                self._by_value = {
+                    token: index for index, token in enumerate(self.tokens.to_pylist(), start=1)
+                }
+            known = self._by_value
+            return np.fromiter((known.get(value, 0) for value in values.to_pylist()), np.int32, len(values))
+        found = pc.index_in(values.cast(self.tokens.type), value_set=self.tokens)
+        return (pc.fill_null(found, -1).to_numpy(zero_copy_only=False) + 1).astype(np.int32)
+
+    def _lookup_integers(self, values: pa.Array) -> npt.NDArray[np.int32]:
+        assert self._sorted is not None
+        plain = pc.fill_null(values, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        if self._dense is not None:
+            shifted = plain - self._smallest
+            inside = (shifted >= 0) & (shifted < len(self._dense))
+            indices = np.where(inside, self._dense[np.where(inside, shifted, 0)], 0).astype(np.int32)
+        else:
+            place = np.minimum(np.searchsorted(self._sorted, plain), len(self._sorted) - 1)
+            indices = np.where(self._sorted[place] == plain, self._order[place] + 1, 0).astype(np.int32)
+        if values.null_count:
+            indices[values.is_null().to_numpy(zero_copy_only=False)] = 0
+        return indices
+
+
+class Encoder:
+    """Vocabularies and manifest of one training, applied to raw examples.
+
+    Attributes:
+        manifest: the features' manifest.json.
+        vocabularies: id space -> Vocabulary.
+        sizes: id space -> V, the number of known values; an embedding table needs V + 1 rows, row 0 is zero.
+        quantiles: continuous ranking feature -> float64 boundaries [count], [0] where it is always missing.
+        retrieval_features: inputs of the query tower, in order.
+        ranking_features: inputs of the ranker, in order.
+    """
+
+    def __init__(
+        self,
+        manifest: Mapping[str, Any],
+        vocabularies: Mapping[str, Vocabulary],
+        quantiles: Mapping[str, npt.NDArray[np.float64]],
+    ) -> None:
+        self.manifest = manifest
+        self.vocabularies = vocabularies
+        self.quantiles = quantiles
+        self.sizes = {space: len(vocabulary) for space, vocabulary in vocabularies.items()}
+        self.retrieval_features = tuple(FeatureSpec(**spec) for spec in manifest["retrieval_features"])
+        self.ranking_features = tuple(FeatureSpec(**spec) for spec in manifest["ranking_features"])
+
+    @classmethod
+    def load(cls, directory: Path) -> "Encoder":
+        """Read the outputs of the stage featurize, or the folder `features/` of a bundle.
+
+        Raises:
+            InputError: a file is missing.
+        """
+        path = directory / "manifest.json"
+        if not path.exists():
+            raise InputError("there are no features here", where=str(path), remedy="run the stage featurize")
+        manifest = json.loads(path.read_text())
+        spaces = sorted(entry for entry in (directory / "vocabularies").iterdir() if entry.is_dir())
+        return cls(
+            manifest,
+            {entry.name: Vocabulary.load(entry) for entry in spaces},
+            read_boundaries(directory / "quantiles.json"),
+        )
+
+    def encode_retrieval(self, columns: Columns) -> Arrays:
+        """Inputs of the query tower.
+
+        Args:
+            columns: retrieval examples, or the same columns of requests (then without `video_id`). In a
+                mapping, columns of length 1 are repeated for every row.
+
+        Returns:
+            One array per retrieval feature (see FeatureSpec), and `label` int32 [N] if `video_id` is given.
+        """
+        arrays = self._encode(columns, self.retrieval_features)
+        if "video_id" in _names(columns):
+            arrays["label"] = self.vocabularies["video"].lookup(columns["video_id"])
+        return arrays
+
+    def encode_ranking(self, columns: Columns) -> Arrays:
+        """Inputs of the ranker.
+
+        Args:
+            columns: ranking examples, or what `evaluate_request` makes of a request. In a mapping, columns
+                of length 1 (the query side) are repeated for every row.
+
+        Returns:
+            One array per ranking feature, and `clicked`, `watch_time_s` float32 [N] where they are given.
+        """
+        arrays = self._encode(columns, self.ranking_features)
+        for name in ("clicked", "watch_time_s"):
+            if name in _names(columns):
+                arrays[name] = _floats(columns[name])
+        return arrays
+
+    def _encode(self, columns: Columns, specs: Sequence[FeatureSpec]) -> Arrays:
+        names = _names(columns)
+        missing = [spec.name for spec in specs if spec.name not in names]
+        if missing:
+            raise InputError(
+                "the examples lack inputs that this model was trained with",
+                offenders=missing,
+                remedy="featurize logs that have them, or train on logs that lack them",
+            )
+        rows = max((len(columns[spec.name]) for spec in specs), default=0)
+        arrays: Arrays = {}
+        for spec in specs:
+            array = self._encode_one(columns[spec.name], spec)
+            if len(array) == 1 and rows > 1:
+                array = np.repeat(array, rows, axis=0)
+            arrays[spec.name] = array
+        return arrays
+
+    def _encode_one(self, column: pa.Array | pa.ChunkedArray, spec: FeatureSpec) -> npt.NDArray[Any]:
+        if spec.kind == "continuous":
+            return _floats(column)
+        assert spec.space is not None
+        vocabulary = self.vocabularies[spec.space]
+        if spec.kind == "categorical":
+            return vocabulary.lookup(column)
+        assert spec.length is not None
+        return pad(column, vocabulary, spec.length)
+
+
+def pad(bags: pa.Array | pa.ChunkedArray, vocabulary: Vocabulary, length: int) -> npt.NDArray[np.int32]:
+    """[N] lists -> int32 [N, length] indices: the last `length` of each list, in its order, then zeros."""
+    chunks = bags.chunks if isinstance(bags, pa.ChunkedArray) else [bags]
+    padded = np.zeros((sum(len(chunk) for chunk in chunks), length), dtype=np.int32)
+    begin = 0
+    for chunk in chunks:
+        end = begin + len(chunk)
+        _pad_into(padded[begin:end], chunk, vocabulary)
+        begin = end
+    return padded
+
+
+def _pad_into(padded: npt.NDArray[np.int32], bags: pa.Array, vocabulary: Vocabulary) -> None:
+    if len(bags) == 0 or pa.types.is_null(bags.type):
+        return
+    length = padded.shape[1]
+    offsets = bags.offsets.to_numpy().astype(np.int64)
+    first = offsets[0]
+    indices = vocabulary.lookup(bags.values.slice(first, offsets[-1] - first))
+    sizes = np.diff(offsets)
+    if bags.null_count:
+        sizes = np.where(bags.is_null().to_numpy(zero_copy_only=False), 0, sizes)
+    kept = np.minimum(sizes, length)
+    starts = offsets[1:] - first - kept
+    if len(indices) == 0:
+        return
+    places = np.arange(length)
+    taken = places[None, :] < kept[:, None]
+    padded[taken] = indices[(starts[:, None] + places[None, :])[taken]]
+
+
+def read_examples(directory: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The tables of one split, a row group at a time, in stored order.
+
+    Raises:
+        InputError: there are none.
+    """
+    parts = sorted(directory.glob("part-*.parquet"))
+    if not parts:
+        raise InputError(
+            "there are no examples here",
+            where=str(directory),
+            remedy="run the stage featurize; with too few days of logs this split does not exist",
+        )
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=None if columns is None else list(columns))
+
+
+def _names(columns: Columns) -> set[str]:
+    return set(columns.column_names) if isinstance(columns, pa.Table) else set(columns)
+
+
+def _floats(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """Numbers or booleans -> float32 [N], null = NaN."""
+    return pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy().astype(np.float32)
