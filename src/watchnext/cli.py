@@ -26,7 +26,9 @@ app.add_typer(registry_app, name="registry")
 
 @app.command()
 def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
+    ] = False,
 ) -> None:
     """Say which versions are champion, challenger and previous: metrics, since when and why.
 
@@ -88,7 +90,9 @@ def use_source(
             remedy=f"make repro SOURCE={source} DATA=path/to/logs",
         )
     if path is not None and not path.is_dir():
-        raise InputError("there is no such folder", where=str(path), remedy="give the folder that holds the logs")
+        raise InputError(
+            "there is no such folder", where=str(path), remedy="give the folder that holds the logs"
+        )
     yaml = YAML()
     yaml.width = 200
     text = config.PARAMS_FILE.read_text(encoding="utf-8")

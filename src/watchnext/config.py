@@ -60,7 +60,9 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
-            "there is no settings file", where=str(path), remedy="run in the project's folder, or restore params.yaml from git"
+            "there is no settings file",
+            where=str(path),
+            remedy="run in the project's folder, or restore params.yaml from git",
         ) from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise InputError("the settings file is not valid YAML", where=str(path), offenders=[error]) from error

@@ -16,7 +16,9 @@ class InputError(Exception):
         remedy: what the user can do about it.
     """
 
-    def __init__(self, what: str, *, where: str = "", offenders: Sequence[object] = (), remedy: str = "") -> None:
+    def __init__(
+        self, what: str, *, where: str = "", offenders: Sequence[object] = (), remedy: str = ""
+    ) -> None:
         self.what = what
         self.where = where
         self.offenders = tuple(offenders)[:5]

@@ -120,7 +120,9 @@ IMPRESSIONS = TableSchema(
         Column("logged_in", "bool", "whether the user was logged in", nullable=True, optional=True),
         Column("clicked", "bool", "whether the video was clicked"),
         Column("watch_time_s", "float", "watch time that followed; 0 without a click", minimum=0.0),
-        Column("sources", "list[string]", "candidate sources that nominated it", nullable=True, optional=True),
+        Column(
+            "sources", "list[string]", "candidate sources that nominated it", nullable=True, optional=True
+        ),
         Column("source_scores", "list[float]", "their scores, in that order", nullable=True, optional=True),
         Column("seed_video_id", "id", "video that seeded it", nullable=True, optional=True, id_space="video"),
         Column(
@@ -145,8 +147,12 @@ WATCHES = TableSchema(
         _video_id(),
         Column("watched_at", "instant", "instant at which the watch began"),
         Column("watch_time_s", "float", "how long it was watched", nullable=True, minimum=0.0),
-        Column("completed", "bool", "whether the user completed the video: the positive of candidate generation"),
-        Column("origin", "string", "what led to it (home, search, external, ...)", nullable=True, optional=True),
+        Column(
+            "completed", "bool", "whether the user completed the video: the positive of candidate generation"
+        ),
+        Column(
+            "origin", "string", "what led to it (home, search, external, ...)", nullable=True, optional=True
+        ),
     ),
     key=("user_id", "video_id", "watched_at"),
     sort_by=("watched_at", "user_id", "video_id"),
@@ -170,7 +176,9 @@ HISTORY = TableSchema(
     name="history",
     columns=(
         _user_id(),
-        Column("position", "int", "order within the user's history before the logs, growing with time", minimum=0),
+        Column(
+            "position", "int", "order within the user's history before the logs, growing with time", minimum=0
+        ),
         _video_id(),
     ),
     key=("user_id", "position"),

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_command_gives_the_flags_that_the_function_takes(stage: str) -> None:
 def test_every_input_and_output_flag_is_declared_to_dvc(stage: str) -> None:
     entry = PIPELINE[stage]
     words = entry["cmd"].split()
-    paths = {flag: value for flag, value in zip(words, words[1:], strict=False) if flag.startswith("--")}
+    paths = {flag: value for flag, value in itertools.pairwise(words) if flag.startswith("--")}
     outs = {name for out in entry["outs"] for name in out}
     for flag, value in paths.items():
         if flag.startswith("--out-"):

@@ -21,7 +21,8 @@ def tracked_files() -> list[Path]:
 def test_lock_files_hold_names_versions_and_hashes_alone(name: str) -> None:
     for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
         assert re.fullmatch(
-            r"[a-z0-9._-]+(\[[a-z0-9,_-]+\])?==[^\s;]+( ; [^\\]+)?( \\)?|    --hash=sha256:[0-9a-f]{64}( \\)?", line
+            r"[a-z0-9._-]+(\[[a-z0-9,_-]+\])?==[^\s;]+( ; [^\\]+)?( \\)?|    --hash=sha256:[0-9a-f]{64}( \\)?",
+            line,
         ), line
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,21 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))
+        }
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         environment["PYTHONPATH"] = str(self.root / "src")
         return environment
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            command, cwd=self.root, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def run(self, *command: str, succeeds: bool = True) -> str:
@@ -99,7 +106,12 @@ class Project:
             "    'metrics': run.data.metrics, 'tags': run.data.tags} for run in runs]))\n"
         )
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=self.root, env=self.environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            cwd=self.root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return json.loads(done.stdout)
 
@@ -152,7 +164,9 @@ def copy_project(target: Path) -> Project:
             shutil.copy2(ROOT / name, target / name)
     project = Project(target)
     tiny = YAML(typ="safe").load((Path(__file__).parent / "tiny_params.yaml").read_text(encoding="utf-8"))
-    project.set_params({f"{section}.{key}": value for section, keys in tiny.items() for key, value in keys.items()})
+    project.set_params(
+        {f"{section}.{key}": value for section, keys in tiny.items() for key, value in keys.items()}
+    )
     for command in (
         ("init", "--quiet", "--initial-branch", "main"),
         ("add", "--all"),
@@ -163,11 +177,11 @@ def copy_project(target: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project in which `dvc repro` has run once. Tests that change it work on a `copy_of_finished`."""
     project = copy_project(tmp_path_factory.mktemp("finished") / "project")
     project.run("dvc", "repro")
-    yield project
+    return project
 
 
 @pytest.fixture

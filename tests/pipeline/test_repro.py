@@ -32,7 +32,11 @@ def test_logs_in_champion_out(finished: Project) -> None:
         assert finished.metrics(stage), stage
     decision = json.loads((finished.root / "reports/promote/decision.json").read_text(encoding="utf-8"))
     assert decision["checks"]
-    for page in ("reports/validate/summary.html", "reports/promote/decision.html", "reports/compare_shadow/decision.html"):
+    for page in (
+        "reports/validate/summary.html",
+        "reports/promote/decision.html",
+        "reports/compare_shadow/decision.html",
+    ):
         assert (finished.root / page).is_file(), page
 
 
@@ -91,7 +95,9 @@ def test_without_mlruns_the_cached_bundle_is_registered_anew(copy_of_finished: P
     runs = project.runs()
     children = {run["name"]: run for run in runs if run["parent"]}
     assert sorted(children) == sorted(config.STAGES)
-    assert children["evaluate"]["metrics"]["recall_at_100"] == pytest.approx(project.metrics("evaluate")["recall_at_100"])
+    assert children["evaluate"]["metrics"]["recall_at_100"] == pytest.approx(
+        project.metrics("evaluate")["recall_at_100"]
+    )
 
 
 def test_a_moved_project_says_plainly_what_to_do(finished: Project, tmp_path: Path) -> None:
@@ -117,7 +123,10 @@ def test_logs_that_fail_validation_stop_the_pipeline_and_leave_everything(copy_o
     path = project.root / "broken/watches.parquet"
     watches = pq.read_table(path)
     column = watches.schema.get_field_index("watch_time_s")
-    pq.write_table(watches.set_column(column, "watch_time_s", pc.negate(watches["watch_time_s"].cast(pa.float64()))), path)
+    pq.write_table(
+        watches.set_column(column, "watch_time_s", pc.negate(watches["watch_time_s"].cast(pa.float64()))),
+        path,
+    )
 
     kept = ("data/validated", "data/features", "data/retrieval", "data/ranking", "data/bundle")
     before = project.digests(*kept), project.status()
@@ -139,7 +148,9 @@ def test_an_unknown_key_stops_the_first_stage_that_runs(copy_of_finished: Projec
     project = copy_of_finished
     params = project.root / "params.yaml"
     before = project.status()
-    params.write_text(params.read_text(encoding="utf-8").replace("\ncompare_shadow:", "\ncompare_shadow:\n  evidnce: x"))
+    params.write_text(
+        params.read_text(encoding="utf-8").replace("\ncompare_shadow:", "\ncompare_shadow:\n  evidnce: x")
+    )
     said = project.run("dvc", "repro", succeeds=False)
     assert "`compare_shadow.evidnce` is not a setting" in said
     assert "Traceback" not in said
@@ -170,10 +181,15 @@ def test_killed_in_any_stage_the_next_repro_ends_the_same(
     assert not list(project.root.rglob("*.staging"))
     (model,) = project.status()
     assert model["roles"]["champion"] is not None
-    weights = [json.loads((p.root / "data/retrieval/manifest.json").read_text())["weights_digest"] for p in (project, finished)]
+    weights = [
+        json.loads((p.root / "data/retrieval/manifest.json").read_text())["weights_digest"]
+        for p in (project, finished)
+    ]
     assert weights[0] == weights[1]
     for name in ("recall_at_100", "weighted_pairwise_loss"):
-        assert project.metrics("evaluate")[name] == pytest.approx(finished.metrics("evaluate")[name], abs=0.02)
+        assert project.metrics("evaluate")[name] == pytest.approx(
+            finished.metrics("evaluate")[name], abs=0.02
+        )
     assert "RUNNING" not in {run["status"] for run in project.runs()}
 
 
@@ -195,9 +211,7 @@ def test_the_truth_of_the_world_reaches_no_artifact(copy_of_finished: Project) -
 def test_exp_run_with_other_settings_keeps_working(copy_of_finished: Project) -> None:
     project = copy_of_finished
     shutil.copytree(project.root / "data/simulated/logs", project.root / "elsewhere")
-    printed = project.run(
-        "dvc", "exp", "run", "-S", "ingest.path=elsewhere", "-S", "train_ranking.epochs=2"
-    )
+    printed = project.run("dvc", "exp", "run", "-S", "ingest.path=elsewhere", "-S", "train_ranking.epochs=2")
     assert "ingest" in ran(printed)
     assert config.read_params(project.root / "params.yaml")["ingest"]["path"] == "elsewhere"
     assert "nothing to do" in project.run("dvc", "repro")

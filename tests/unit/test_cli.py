@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(
+        (ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     (tmp_path / "logs").mkdir()
     return tmp_path
 
@@ -28,7 +30,11 @@ def test_use_source_changes_two_values_and_no_comment(project: Path) -> None:
     done = watchnext(project, "use-source", "kuairand", "--path", "logs")
     assert done.returncode == 0, done.stderr
     after = (project / "params.yaml").read_text(encoding="utf-8").splitlines()
-    changed = [(old, new) for old, new in zip(before, after, strict=True) if old.split("#")[0].rstrip() != new.split("#")[0].rstrip()]
+    changed = [
+        (old, new)
+        for old, new in zip(before, after, strict=True)
+        if old.split("#")[0].rstrip() != new.split("#")[0].rstrip()
+    ]
     assert len(changed) == 2, changed
     ingest = read_params(project / "params.yaml")["ingest"]
     assert (ingest["source"], ingest["path"]) == ("kuairand", "logs")
@@ -44,7 +50,9 @@ def test_use_source_changes_two_values_and_no_comment(project: Path) -> None:
         (["netflix", "--path", "logs"], "`ingest.source` is 'netflix'"),
     ],
 )
-def test_use_source_refuses_and_leaves_the_settings(project: Path, arguments: list[str], message: str) -> None:
+def test_use_source_refuses_and_leaves_the_settings(
+    project: Path, arguments: list[str], message: str
+) -> None:
     before = (project / "params.yaml").read_bytes()
     done = watchnext(project, "use-source", *arguments)
     assert done.returncode == 1

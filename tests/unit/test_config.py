@@ -75,7 +75,7 @@ def test_unknown_section_is_refused(params_file: Path) -> None:
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "", "\tseed: 1\n"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "params.yaml", text)
-    with pytest.raises(InputError, match="not valid YAML|holds no sections"):
+    with pytest.raises(InputError, match=r"not valid YAML|holds no sections"):
         config.read_params(path)
 
 
@@ -94,7 +94,9 @@ def test_a_seed_is_a_whole_number(tmp_path: Path, seed: str) -> None:
 
 def test_a_slip_in_the_last_stage_is_found_before_the_first_runs(params_file: Path) -> None:
     check_settings(params_file)
-    text = params_file.read_text(encoding="utf-8").replace("\ncompare_shadow:", "\ncompare_shadow:\n  evidnce: offline")
+    text = params_file.read_text(encoding="utf-8").replace(
+        "\ncompare_shadow:", "\ncompare_shadow:\n  evidnce: offline"
+    )
     params_file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"`compare_shadow.evidnce` is not a setting"):
         check_settings(params_file)

@@ -350,7 +350,8 @@ def main(argv: list[str]) -> int:
             tracker = Tracker.open(root)
             tracker.close_orphans(is_alive)
             started = time.monotonic()
-            metrics = run(call, tracker, identifier)
+            with tracker.stage(identifier, stage):
+                metrics = run(call, tracker, identifier)
             if metrics is None:
                 say(f"{stage}: nothing to do")
             else:

@@ -48,7 +48,9 @@ def test_outputs_replace_those_of_the_last_run_whole(tmp_path: Path, tracker: Tr
     assert not list(tmp_path.glob("*.staging"))
 
 
-def test_a_stage_that_refuses_leaves_the_last_good_outputs_and_its_report(tmp_path: Path, tracker: Tracker) -> None:
+def test_a_stage_that_refuses_leaves_the_last_good_outputs_and_its_report(
+    tmp_path: Path, tracker: Tracker
+) -> None:
     """Seen to fail when the runner handed the final path to the stage, and when it discarded the report."""
     _runner.run(call_of(writes("good"), tmp_path), tracker, "1-1.00")
 
@@ -64,7 +66,9 @@ def test_a_stage_that_refuses_leaves_the_last_good_outputs_and_its_report(tmp_pa
     assert not list(tmp_path.glob("*.staging"))
 
 
-def test_a_stage_with_nothing_to_do_leaves_everything_and_makes_no_run(tmp_path: Path, tracker: Tracker) -> None:
+def test_a_stage_with_nothing_to_do_leaves_everything_and_makes_no_run(
+    tmp_path: Path, tracker: Tracker
+) -> None:
     _runner.run(call_of(writes("good"), tmp_path), tracker, "1-1.00")
 
     def idle(out_table: Path, out_report: Path) -> None:
@@ -121,10 +125,14 @@ def test_a_stage_dies_with_the_dvc_that_started_it(tmp_path: Path, through_a_she
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as dvc:
         assert dvc.stdout is not None
         assert dvc.stdout.readline() == "working\n"
-        stages = [child for child in psutil.Process(dvc.pid).children(recursive=True) if "stage.py" in str(child.cmdline())]
+        stages = [
+            child
+            for child in psutil.Process(dvc.pid).children(recursive=True)
+            if "stage.py" in str(child.cmdline())
+        ]
         assert stages
         dvc.send_signal(signal.SIGKILL)
-        gone, alive = psutil.wait_procs(stages, timeout=10)
+        _, alive = psutil.wait_procs(stages, timeout=10)
         survivors = [process for process in alive if "sh" not in process.name()]
         for process in alive:
             process.kill()
