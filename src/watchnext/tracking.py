@@ -366,6 +366,7 @@ def open_client(tracking: str, registry: str) -> Any:
     """An `MlflowClient`, with MLflow quiet and its telemetry off unless the user has asked for either."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with said_plainly(tracking):
         from mlflow import MlflowClient
 

@@ -17,9 +17,8 @@ from watchnext.tracking import DATABASE, Tracker
 
 
 @pytest.fixture
-def tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracker:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Tracker.open(tmp_path)
+def tracker(project_root: Path) -> Tracker:
+    return Tracker.open(project_root)
 
 
 def log(tracker: Tracker, parent: str, stage: str = "evaluate", **changes: Any) -> str:
@@ -39,8 +38,8 @@ def run_of(tracker: Tracker, run_id: str) -> Any:
     return tracker._client().get_run(run_id)
 
 
-def test_a_stage_is_a_child_run_that_shows_all_it_was_given(tracker: Tracker, tmp_path: Path) -> None:
-    report = tmp_path / "report"
+def test_a_stage_is_a_child_run_that_shows_all_it_was_given(tracker: Tracker, project_root: Path) -> None:
+    report = project_root / "report"
     (report / "docs").mkdir(parents=True)
     for name in ("curves.json", "recall.png", "docs/index.html"):
         (report / name).write_text("content", encoding="utf-8")
@@ -69,11 +68,11 @@ def test_a_stage_is_a_child_run_that_shows_all_it_was_given(tracker: Tracker, tm
     artifacts = tracker._client().list_artifacts
     assert {entry.path for entry in artifacts(child)} == {"recall.png", "docs"}
     assert {entry.path for entry in artifacts(child, "docs")} == {"docs/index.html"}
-    assert Path(run.info.artifact_uri).is_relative_to(tmp_path.resolve() / "mlruns/artifacts")
+    assert Path(run.info.artifact_uri).is_relative_to(project_root.resolve() / "mlruns/artifacts")
 
 
-def test_the_parent_lines_two_executions_up(tracker: Tracker, tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("seed: 7\nengine: {kind: duckdb}\n", encoding="utf-8")
+def test_the_parent_lines_two_executions_up(tracker: Tracker, project_root: Path) -> None:
+    (project_root / "params.yaml").write_text("seed: 7\nengine: {kind: duckdb}\n", encoding="utf-8")
     parents = [tracker.pipeline_run(identifier) for identifier in ("1-1.00", "2-2.00")]
     for parent in parents:
         log(tracker, parent)
@@ -82,10 +81,10 @@ def test_the_parent_lines_two_executions_up(tracker: Tracker, tmp_path: Path) ->
     assert shown[0].params == shown[1].params == {"seed": "7", "engine.kind": "duckdb"}
 
 
-def test_one_execution_has_one_parent_run(tracker: Tracker, tmp_path: Path) -> None:
+def test_one_execution_has_one_parent_run(tracker: Tracker, project_root: Path) -> None:
     assert not tracker.has_pipeline_run("1-1.00")
     first = tracker.pipeline_run("1-1.00")
-    another_process = Tracker.open(tmp_path)
+    another_process = Tracker.open(project_root)
     assert another_process.has_pipeline_run("1-1.00")
     assert another_process.pipeline_run("1-1.00") == first
     assert another_process.pipeline_run("2-2.00") != first
@@ -159,10 +158,10 @@ def test_a_stage_with_nothing_to_log_does_not_import_mlflow_and_writes_nothing(t
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_moved_project_says_so_and_can_be_mended(tracker: Tracker, tmp_path: Path) -> None:
+def test_a_moved_project_says_so_and_can_be_mended(tracker: Tracker, project_root: Path) -> None:
     """Seen to fail, without the check, by the old folder appearing again."""
-    old, new = tmp_path / "old place", tmp_path / "new place"
-    report = tmp_path / "report"
+    old, new = project_root / "old place", project_root / "new place"
+    report = project_root / "report"
     report.mkdir()
     (report / "page.html").write_text("page", encoding="utf-8")
     child = log(Tracker.open(old), Tracker.open(old).pipeline_run("1-1.00"), report_dir=report)
@@ -199,31 +198,31 @@ def test_runs_go_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_locked_database_is_named(
-    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: Tracker, project_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker.pipeline_run("1-1.00")
     monkeypatch.setattr(tracking, "_BUSY_TIMEOUT_S", 0.1)
-    with contextlib.closing(sqlite3.connect(tmp_path / DATABASE)) as other:
+    with contextlib.closing(sqlite3.connect(project_root / DATABASE)) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(InputError, match="locked by another process"):
-            Tracker.open(tmp_path)
+            Tracker.open(project_root)
 
 
-def test_a_file_that_is_no_database_is_named(tracker: Tracker, tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_named(tracker: Tracker, project_root: Path) -> None:
     tracker.pipeline_run("1-1.00")
-    (tmp_path / DATABASE).write_bytes(b"not a database" * 100)
+    (project_root / DATABASE).write_bytes(b"not a database" * 100)
     with pytest.raises(InputError, match="cannot use its database"):
-        Tracker.open(tmp_path)
+        Tracker.open(project_root)
 
 
-def test_after_mlruns_is_deleted_everything_begins_anew(tracker: Tracker, tmp_path: Path) -> None:
+def test_after_mlruns_is_deleted_everything_begins_anew(tracker: Tracker, project_root: Path) -> None:
     first = tracker.pipeline_run("1-1.00")
-    shutil.rmtree(tmp_path / "mlruns")
+    shutil.rmtree(project_root / "mlruns")
     code = textwrap.dedent(  # in another process, as users do: MLflow keeps a deleted database open
         f"""
         from pathlib import Path
         from watchnext.tracking import Tracker
-        tracker = Tracker.open(Path({str(tmp_path)!r}))
+        tracker = Tracker.open(Path({str(project_root)!r}))
         tracker.close_orphans(lambda identifier: True)
         assert not tracker.has_pipeline_run("1-1.00")
         assert tracker.pipeline_run("1-1.00") != {first!r}

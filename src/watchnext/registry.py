@@ -1,0 +1,556 @@
+"""The only door to the MLflow model registry: versions, the aliases that say what they are for, and why.
+
+A version is one bundle, found again by the bundle's digest. Three aliases give versions a role: `champion` is
+served, `challenger` passed the gate and waits for the comparison, `previous` was champion before. MLflow's
+aliases are last-write-wins and remember nothing, so roles change under a lock, and every change is first
+written down as an event on the registered model: who was champion at any past instant, and why, can be read there.
+
+Writes are ordered so that whoever is killed between two of them leaves a registry with exactly the champion of
+before or of after: tags first, then the event, then the alias.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from watchnext.bundle import Bundle
+from watchnext.errors import InputError
+
+Role = Literal["champion", "challenger", "previous"]
+ROLES: tuple[Role, ...] = ("champion", "challenger", "previous")
+
+AUTO = "auto"
+DATABASE = Path("mlruns/mlflow.db")
+LOCK = Path("mlruns/registry.lock")
+DOWNLOADS = Path("mlruns/bundles")
+BUNDLE_ARTIFACT = "bundle"
+
+_EVENT_TAG = "event."
+_METRIC_TAG = "metric."
+_INSTANT = "%Y-%m-%dT%H:%M:%S.%fZ"  # sorts as text; MLflow allows no plus sign in a tag's name
+_LOCK_WAIT_S = 60.0
+_TAG_CHARACTERS = 4000
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered bundle.
+
+    Attributes:
+        name: registered model.
+        number: version number, from 1.
+        tags: what is recorded of it: `bundle_digest`, `source`, `data_digest`, `params_digest`, `git_commit`,
+            `trained_until_at`, `verdict`, `reason`, ...
+        run_id: run of the pipeline execution that registered it.
+    """
+
+    name: str
+    number: int
+    tags: Mapping[str, str]
+    run_id: str
+
+    @property
+    def bundle_digest(self) -> str:
+        return self.tags.get("bundle_digest", "")
+
+    @property
+    def source(self) -> str:
+        return self.tags.get("source", "")
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {
+            name.removeprefix(_METRIC_TAG): float(value)
+            for name, value in self.tags.items()
+            if name.startswith(_METRIC_TAG)
+        }
+
+
+@dataclass(frozen=True)
+class Event:
+    """A role was given to a version, or taken away.
+
+    Attributes:
+        at: ISO instant, UTC.
+        role: which role.
+        version: who has it from then on; None for nobody.
+        before: who had it until then; None for nobody.
+        reason: one sentence.
+        evidence: what the decision rests on (`gate`, `offline`, `causal`).
+        run_id: run of the pipeline execution that decided.
+    """
+
+    at: str
+    role: Role
+    version: int | None
+    before: int | None
+    reason: str
+    evidence: str
+    run_id: str
+
+
+class Registry:
+    """The registered models of one project (or of the server that MLFLOW_REGISTRY_URI names)."""
+
+    def __init__(self, root: Path, tracking_uri: str, registry_uri: str) -> None:
+        self.root = root
+        self.tracking_uri = tracking_uri
+        self.registry_uri = registry_uri
+        self._mlflow_client: Any = None
+
+    @classmethod
+    def open(cls, root: Path) -> "Registry":
+        """The registry that the project in `root` uses. Imports nothing heavy and writes nothing."""
+        root = root.resolve()
+        tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / DATABASE}"
+        return cls(root, tracking_uri, os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the registry is this folder's own and nothing was ever written there. Imports no MLflow."""
+        own = f"sqlite:///{self.root / DATABASE}"
+        return self.registry_uri == own and not (self.root / DATABASE).exists()
+
+    # --- versions ---
+
+    def find(self, name: str, bundle_digest: str) -> Version | None:
+        """The version of model `name` that is this bundle, or None."""
+        if self.is_empty:
+            return None
+        with self._plainly():
+            found = self._client().search_model_versions(
+                f"name = '{name}' and tags.bundle_digest = '{bundle_digest}'"
+            )
+        versions = sorted((_version(entry) for entry in found), key=lambda version: version.number)
+        return versions[0] if versions else None
+
+    def version(self, name: str, number: int) -> Version:
+        """Version `number` of model `name`."""
+        with self._plainly():
+            return _version(self._client().get_model_version(name, str(number)))
+
+    def role(self, name: str, role: Role) -> Version | None:
+        """The version that has `role` now, or None."""
+        if self.is_empty:
+            return None
+        number = self._aliases(name).get(role)
+        return None if number is None else self.version(name, number)
+
+    def register(
+        self,
+        name: str,
+        bundle: Bundle,
+        *,
+        script: Path,
+        signature: Any,
+        input_example: Any,
+        run_id: str,
+    ) -> Version:
+        """Register `bundle` as a version of model `name`, once: a second call finds the first one's version.
+
+        Args:
+            name: registered model; made if it does not exist.
+            bundle: what to register. It is copied whole.
+            script: the models-from-code script that turns a bundle into an MLflow model.
+            signature: its MLflow signature.
+            input_example: an input that it answers.
+            run_id: run of the pipeline execution that the version is to lead back to.
+        """
+        with self._locked(), self._plainly():
+            found = self.find(name, bundle.digest)
+            if found is not None:
+                return found
+            client = self._client()
+            run = client.get_run(run_id)
+            commit = run.data.tags.get("mlflow.source.git.commit", "")
+            tags = {
+                "bundle_digest": bundle.digest,
+                "source": bundle.source,
+                "data_digest": bundle.data_digest,
+                "params_digest": bundle.params_digest,
+                "trained_until_at": bundle.trained_until_at.isoformat(),
+                "git_commit": commit,
+                "pipeline_run_id": run_id,
+            }
+            model = client.create_logged_model(
+                run.info.experiment_id, name=name, source_run_id=run_id, tags=tags, model_type="watchnext"
+            )
+            with tempfile.TemporaryDirectory(prefix="watchnext-") as scratch:
+                folder = Path(scratch) / "model"
+                self._save(folder, bundle, script, signature, input_example, run_id, model)
+                client.log_model_artifacts(model.model_id, str(folder))
+            client.finalize_logged_model(model.model_id, "READY")
+            self._ensure_model(name)
+            entry = client.create_model_version(
+                name, model.artifact_location, run_id=run_id, tags=tags, model_id=model.model_id
+            )
+            return _version(entry)
+
+    def record(
+        self, version: Version, tags: Mapping[str, str], metrics: Mapping[str, float] | None = None
+    ) -> Version:
+        """Write tags (and metrics, for `status`) onto a version, in order, and return it as it is now."""
+        texts = {
+            **{f"{_METRIC_TAG}{name}": repr(float(value)) for name, value in (metrics or {}).items()},
+            **tags,
+        }
+        with self._plainly():
+            for key, value in texts.items():
+                if version.tags.get(key) != value:
+                    self._client().set_model_version_tag(
+                        version.name, str(version.number), key, value[:_TAG_CHARACTERS]
+                    )
+        return self.version(version.name, version.number)
+
+    def bundle(self, version: Version) -> Bundle:
+        """The bundle of a version, verified; where artifacts are remote it is downloaded once.
+
+        Raises:
+            InputError: its files are gone or not those that were registered.
+        """
+        with self._plainly():
+            location = self._client().get_model_version_download_uri(version.name, str(version.number))
+        local = Path(location.removeprefix("file://"))
+        if "://" not in location.removeprefix("file://"):
+            path = _only_folder(local / "artifacts")
+            if path is None:
+                raise InputError(
+                    f"the files of version {version.number} of {version.name} are gone",
+                    where=str(local),
+                    remedy="if the project was moved: watchnext registry relocate; else restore mlruns/artifacts,"
+                    " or delete the version in the MLflow UI (`make ui`)",
+                )
+        else:
+            path = self._download(location, version)
+        return Bundle.open(path, expected_digest=version.bundle_digest)
+
+    # --- roles ---
+
+    def challenge(self, version: Version, *, reason: str, evidence: str, run_id: str) -> None:
+        """Give a version the role of challenger."""
+        with self._locked(), self._plainly():
+            self._assign(version.name, "challenger", version.number, reason, evidence, run_id)
+
+    def crown(
+        self, version: Version, *, over: Version | None, reason: str, evidence: str, run_id: str
+    ) -> None:
+        """Make a version champion; the champion until now becomes `previous`.
+
+        Args:
+            version: the next champion.
+            over: the champion that it was judged against; None when there was none.
+            reason: one sentence.
+            evidence: what the decision rests on.
+            run_id: run of the pipeline execution that decided.
+
+        Raises:
+            InputError: somebody else changed the champion in the meantime.
+        """
+        with self._locked(), self._plainly():
+            champion = self._aliases(version.name).get("champion")
+            if champion == version.number:
+                self._tidy(version.name)
+                return
+            if champion != (over.number if over is not None else None):
+                raise InputError(
+                    f"the champion of {version.name} changed while this decision was being made",
+                    where=self.registry_uri,
+                    offenders=[f"champion is version {champion}"],
+                    remedy="run `dvc repro` again: it compares with the present champion",
+                )
+            self._note(version.name, "champion", version.number, champion, reason, evidence, run_id)
+            if champion is not None:
+                self._client().set_registered_model_alias(version.name, "previous", str(champion))
+            self._client().set_registered_model_alias(version.name, "champion", str(version.number))
+            self._tidy(version.name)
+
+    def dismiss(self, version: Version, *, reason: str, evidence: str, run_id: str) -> None:
+        """Take the role of challenger away from a version, if it has it."""
+        with self._locked(), self._plainly():
+            if self._aliases(version.name).get("challenger") != version.number:
+                return
+            self._note(version.name, "challenger", None, version.number, reason, evidence, run_id)
+            self._client().delete_registered_model_alias(version.name, "challenger")
+
+    def tidy(self, name: str) -> None:
+        """Finish a crowning that was killed before its last write: a champion is nobody's challenger."""
+        if self.is_empty:
+            return
+        aliases = self._aliases(name)
+        if aliases.get("challenger") is not None and aliases.get("challenger") == aliases.get("champion"):
+            with self._locked(), self._plainly():
+                self._tidy(name)
+
+    def history(self, name: str) -> list[Event]:
+        """Every change of roles of model `name`, oldest first."""
+        if self.is_empty:
+            return []
+        model = self._model(name)
+        return [] if model is None else _events(model.tags)
+
+    def champion_at(self, name: str, instant: datetime) -> Event | None:
+        """The event by which the champion of that instant became champion; None before the first one."""
+        until = instant.astimezone(UTC).strftime(_INSTANT)
+        past = [event for event in self.history(name) if event.role == "champion" and event.at <= until]
+        return past[-1] if past else None
+
+    def status(self) -> list[dict[str, Any]]:
+        """Every registered model that holds bundles: who has which role, since when, why, and its past."""
+        if self.is_empty:
+            return []
+        with self._plainly():
+            models = list(self._client().search_registered_models(max_results=1000))
+        described = []
+        for model in sorted(models, key=lambda model: str(model.name)):
+            aliases = {role: int(number) for role, number in dict(model.aliases).items() if role in ROLES}
+            events = _events(model.tags)
+            roles = {}
+            for role in ROLES:
+                if role in aliases:
+                    roles[role] = _describe(self.version(model.name, aliases[role]), role, events)
+            with self._plainly():
+                versions = self._client().search_model_versions(f"name = '{model.name}'")
+            latest = max(
+                (_version(entry) for entry in versions), key=lambda entry: entry.number, default=None
+            )
+            if latest is None or not latest.bundle_digest:
+                continue
+            described.append(
+                {
+                    "name": model.name,
+                    "source": latest.source,
+                    "roles": roles,
+                    "latest": {
+                        "version": latest.number,
+                        "verdict": latest.tags.get("verdict", ""),
+                        "reason": latest.tags.get("reason", ""),
+                    },
+                    "history": [asdict(event) for event in events],
+                }
+            )
+        return described
+
+    # --- how it is done ---
+
+    def _assign(self, name: str, role: Role, number: int, reason: str, evidence: str, run_id: str) -> None:
+        before = self._aliases(name).get(role)
+        if before == number:
+            return
+        self._note(name, role, number, before, reason, evidence, run_id)
+        self._client().set_registered_model_alias(name, role, str(number))
+
+    def _note(
+        self,
+        name: str,
+        role: Role,
+        number: int | None,
+        before: int | None,
+        reason: str,
+        evidence: str,
+        run_id: str,
+    ) -> None:
+        """Write the event, unless whoever was killed here wrote it already."""
+        past = [event for event in self.history(name) if event.role == role]
+        if past and (past[-1].version, past[-1].before) == (number, before):
+            return
+        now = datetime.now(UTC).strftime(_INSTANT)
+        event = Event(now, role, number, before, reason[: _TAG_CHARACTERS // 2], evidence, run_id)
+        content = {key: value for key, value in asdict(event).items() if key != "at"}
+        self._client().set_registered_model_tag(name, f"{_EVENT_TAG}{now}", json.dumps(content))
+
+    def _tidy(self, name: str) -> None:
+        aliases = self._aliases(name)
+        if aliases.get("challenger") is not None and aliases.get("challenger") == aliases.get("champion"):
+            self._client().delete_registered_model_alias(name, "challenger")
+
+    def _aliases(self, name: str) -> dict[str, int]:
+        model = self._model(name)
+        return {} if model is None else {role: int(number) for role, number in dict(model.aliases).items()}
+
+    def _model(self, name: str) -> Any:
+        """The registered model, or None."""
+        with self._plainly():
+            found = self._client().search_registered_models(f"name = '{name}'")
+        return found[0] if found else None
+
+    def _ensure_model(self, name: str) -> None:
+        if self._model(name) is None:
+            self._client().create_registered_model(
+                name,
+                description="watchnext bundles; champion is served, challenger waits, previous is the way back",
+            )
+
+    def _save(
+        self,
+        folder: Path,
+        bundle: Bundle,
+        script: Path,
+        signature: Any,
+        input_example: Any,
+        run_id: str,
+        logged_model: Any,
+    ) -> None:
+        from mlflow.models import Model
+        from mlflow.pyfunc import save_model
+
+        versions = bundle.manifest["libraries"]
+        # The project itself is not on a package index: it has to be installed where the version is loaded.
+        requirements = [f"{name}=={version}" for name, version in versions.items() if name != "watchnext"]
+        save_model(
+            folder,
+            python_model=str(script),
+            artifacts={BUNDLE_ARTIFACT: str(bundle.path)},
+            signature=signature,
+            input_example=input_example,
+            pip_requirements=requirements,
+            metadata={"bundle_digest": bundle.digest},
+            mlflow_model=Model(
+                artifact_path=logged_model.artifact_location,
+                model_uuid=logged_model.model_id,
+                model_id=logged_model.model_id,
+                run_id=run_id,
+            ),
+        )
+        for cache in list(folder.rglob("__pycache__")):
+            for path in cache.iterdir():
+                path.unlink()
+            cache.rmdir()
+        copied = _only_folder(folder / "artifacts")
+        assert copied is not None
+        Bundle.open(copied, expected_digest=bundle.digest)
+
+    def _download(self, location: str, version: Version) -> Path:
+        from mlflow.artifacts import download_artifacts
+
+        final = self.root / DOWNLOADS / version.bundle_digest
+        if not final.is_dir():
+            staged = final.with_name(final.name + ".staging")
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir(parents=True)
+            with self._plainly():
+                artifacts = download_artifacts(
+                    artifact_uri=f"{location}/artifacts", dst_path=str(staged), tracking_uri=self.tracking_uri
+                )
+            downloaded = _only_folder(Path(artifacts))
+            if downloaded is None:
+                raise InputError("this version holds no bundle", where=location)
+            downloaded.rename(final)
+            shutil.rmtree(staged)
+        return final
+
+    def _client(self) -> Any:
+        if self._mlflow_client is None:
+            if self.registry_uri == f"sqlite:///{self.root / DATABASE}":
+                (self.root / DATABASE).parent.mkdir(parents=True, exist_ok=True)
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+            from mlflow import MlflowClient
+
+            self._mlflow_client = MlflowClient(self.tracking_uri, self.registry_uri)
+        return self._mlflow_client
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the registry lock of this project.
+
+        Raises:
+            InputError: another process holds it for longer than a minute.
+        """
+        path = self.root / LOCK
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(path, timeout=_LOCK_WAIT_S, is_singleton=True)
+            with lock:
+                yield
+        except Timeout:
+            raise InputError(
+                "another process is changing the registry",
+                where=str(path),
+                remedy="wait for it, or end it, then run again",
+            ) from None
+
+    @contextlib.contextmanager
+    def _plainly(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            text = str(error)
+            signs = (
+                "database is locked",
+                "is not a database",
+                "unable to open database",
+                "readonly database",
+            )
+            if any(sign in text for sign in signs):
+                raise InputError(
+                    "the model registry cannot be used: " + text.splitlines()[0],
+                    where=self.registry_uri,
+                    remedy="end or wait for what writes to it (another pipeline, a hanging MLflow UI) and run again;"
+                    " nothing half done needs mending, the next run finishes it",
+                ) from error
+            raise
+
+
+def model_name(setting: str, source: str) -> str:
+    """Name of the registered model: `setting`, or for `auto` one per data source.
+
+    >>> model_name("auto", "simulated"), model_name("auto", "kuairand"), model_name("mine", "kuairand")
+    ('watchnext', 'watchnext-kuairand', 'mine')
+    """
+    if setting != AUTO:
+        return setting
+    return "watchnext" if source == "simulated" else f"watchnext-{source}"
+
+
+def _only_folder(artifacts: Path) -> Path | None:
+    """MLflow keeps a model's artifact under the name that its folder had: the one folder in there."""
+    folders = [path for path in artifacts.glob("*") if path.is_dir()]
+    return folders[0] if len(folders) == 1 else None
+
+
+def _version(entry: Any) -> Version:
+    return Version(str(entry.name), int(entry.version), dict(entry.tags), str(entry.run_id or ""))
+
+
+def _events(tags: Mapping[str, str]) -> list[Event]:
+    return [
+        Event(at=key.removeprefix(_EVENT_TAG), **json.loads(value))
+        for key, value in sorted(tags.items())
+        if key.startswith(_EVENT_TAG)
+    ]
+
+
+def _describe(version: Version, role: Role, events: list[Event]) -> dict[str, Any]:
+    """What `watchnext status` says of a version in a role."""
+    matches: Callable[[Event], bool] = (
+        (lambda event: event.role == "champion" and event.before == version.number)
+        if role == "previous"
+        else (lambda event: event.role == role and event.version == version.number)
+    )
+    event = next((event for event in reversed(events) if matches(event)), None)
+    return {
+        "version": version.number,
+        "metrics": version.metrics,
+        "since_at": event.at if event is not None else "",
+        "reason": event.reason if event is not None else "the alias was set outside of watchnext",
+        "evidence": event.evidence if event is not None else "",
+        "run_id": version.run_id,
+        "bundle_digest": version.bundle_digest,
+        "source": version.source,
+        "data_digest": version.tags.get("data_digest", ""),
+        "params_digest": version.tags.get("params_digest", ""),
+        "git_commit": version.tags.get("git_commit", ""),
+        "trained_until_at": version.tags.get("trained_until_at", ""),
+    }

@@ -1,0 +1,370 @@
+"""The registry: one version per bundle, one champion whatever happens, and a past that can be read."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_bundle import make_parts
+
+from watchnext import tracking
+from watchnext.bundle import Bundle, write_bundle
+from watchnext.errors import InputError
+from watchnext.registry import DATABASE, Registry, Version, model_name
+from watchnext.tracking import Tracker
+
+SCRIPT = """
+import mlflow
+from pathlib import Path
+
+class Counts(mlflow.pyfunc.PythonModel):
+    def load_context(self, context):
+        self.files = [path for path in Path(context.artifacts["bundle"]).rglob("*") if path.is_file()]
+
+    def predict(self, context, model_input, params=None):
+        return [len(self.files)] * len(model_input)
+
+mlflow.models.set_model(Counts())
+"""
+
+
+class Killed(BaseException):
+    """What `kill -9` looks like from inside: nothing after it runs, nobody catches it."""
+
+
+class KilledAtWrite:
+    """An MLflow client that dies at its n-th write, counted from 1, before doing it."""
+
+    def __init__(self, client: Any, at_write: int) -> None:
+        self.client = client
+        self.left = at_write
+        self.writes: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.client, name)
+        if not name.startswith(("set_", "create_", "delete_", "log_", "finalize_")):
+            return method
+
+        def write(*arguments: Any, **named: Any) -> Any:
+            self.writes.append(name)
+            self.left -= 1
+            if self.left == 0:
+                raise Killed(name)
+            return method(*arguments, **named)
+
+        return write
+
+
+class Project:
+    """A project folder with bundles to register."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.tracker = Tracker.open(root)
+        self.run_id = self.tracker.pipeline_run("1-1.00")
+        self.script = root / "script.py"
+        self.script.write_text(SCRIPT, encoding="utf-8")
+
+    def bundle(self, number: int) -> Bundle:
+        path = self.root / f"bundle-{number}"
+        if path.exists():
+            return Bundle.open(path)
+        parts = make_parts(self.root / f"parts-{number}")
+        (parts["ranking"] / "ranker" / "saved_model.pb").write_bytes(f"ranker {number}".encode())
+        return write_bundle(path, **parts)
+
+    def register(self, registry: Registry, number: int) -> Version:
+        from mlflow.models import ModelSignature
+        from mlflow.types.schema import ColSpec, Schema
+
+        return registry.register(
+            "watchnext",
+            self.bundle(number),
+            script=self.script,
+            signature=ModelSignature(Schema([ColSpec("long", "user_id")]), Schema([ColSpec("long")])),
+            input_example={"user_id": [1]},
+            run_id=self.run_id,
+        )
+
+    def crown(self, registry: Registry, number: int, over: int | None = None, **changes: str) -> None:
+        judged = {"reason": f"version {number} passed", "evidence": "offline", "run_id": self.run_id}
+        registry.crown(
+            registry.version("watchnext", number),
+            over=None if over is None else registry.version("watchnext", over),
+            **{**judged, **changes},
+        )
+
+
+@pytest.fixture
+def project(project_root: Path) -> Project:
+    return Project(project_root)
+
+
+@pytest.fixture
+def registry(project: Project) -> Registry:
+    return Registry.open(project.root)
+
+
+def roles(registry: Registry) -> dict[str, int]:
+    return registry._aliases("watchnext")
+
+
+def test_names() -> None:
+    assert model_name("auto", "simulated") == "watchnext"
+    assert model_name("auto", "kuairand") == "watchnext-kuairand"
+    assert model_name("mine", "kuairand") == "mine"
+
+
+def test_an_unused_registry_is_empty_and_costs_nothing(tmp_path: Path) -> None:
+    code = textwrap.dedent(
+        f"""
+        import sys
+        from pathlib import Path
+        from watchnext.registry import Registry
+        registry = Registry.open(Path({str(tmp_path)!r}))
+        assert registry.status() == [] and registry.history("watchnext") == []
+        assert registry.find("watchnext", "0" * 64) is None and registry.role("watchnext", "champion") is None
+        assert "mlflow" not in sys.modules
+        """
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_and_registry_are_in_the_same_database(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Registry.open(project.root).tracking_uri == tracking.tracking_uri(project.root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking")
+    assert (
+        Registry.open(project.root).tracking_uri == tracking.tracking_uri(project.root) == "http://tracking"
+    )
+    assert Registry.open(project.root).registry_uri == "http://tracking"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://registry")
+    assert Registry.open(project.root).registry_uri == "http://registry"
+
+
+def test_a_bundle_becomes_one_version_that_leads_back_to_what_made_it(
+    project: Project, registry: Registry
+) -> None:
+    version = project.register(registry, 1)
+    assert project.register(registry, 1) == version
+    assert [version.number for version in (version, project.register(registry, 2))] == [1, 2]
+    bundle = project.bundle(1)
+    assert registry.find("watchnext", bundle.digest) == version
+    assert registry.find("watchnext", "0" * 64) is None
+    assert version.run_id == project.run_id
+    assert dict(version.tags) == {
+        "bundle_digest": bundle.digest,
+        "source": "simulated",
+        "data_digest": "d" * 64,
+        "params_digest": bundle.params_digest,
+        "trained_until_at": "2026-01-15T00:00:00+00:00",
+        "git_commit": "",
+        "pipeline_run_id": project.run_id,
+    }
+    assert registry.bundle(version).digest == bundle.digest
+    assert registry.bundle(version).path.is_relative_to(project.root / "mlruns" / "artifacts")
+
+
+def test_a_version_answers_through_mlflow(project: Project, registry: Registry) -> None:
+    project.register(registry, 1)
+    project.crown(registry, 1)
+    code = (
+        "import mlflow, pandas\n"
+        f"mlflow.set_tracking_uri({registry.tracking_uri!r})\n"
+        "model = mlflow.pyfunc.load_model('models:/watchnext@champion')\n"
+        "assert model.predict(pandas.DataFrame({'user_id': [1, 2]})) == [12, 12]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=project.root)
+
+
+def test_files_that_were_changed_in_the_store_are_not_loaded(project: Project, registry: Registry) -> None:
+    version = project.register(registry, 1)
+    (registry.bundle(version).path / "ranker" / "saved_model.pb").write_bytes(b"another")
+    with pytest.raises(InputError, match="changed after it was packaged"):
+        registry.bundle(version)
+
+
+def test_roles_over_the_life_of_three_versions(project: Project, registry: Registry) -> None:
+    first, second, third = (project.register(registry, number) for number in (1, 2, 3))
+    assert registry.role("watchnext", "champion") is None
+    project.crown(registry, 1)
+    assert roles(registry) == {"champion": 1}
+    registry.challenge(second, reason="passed the gate", evidence="gate", run_id=project.run_id)
+    assert roles(registry) == {"champion": 1, "challenger": 2}
+    between = datetime.now(UTC)
+    project.crown(registry, 2, over=1)
+    assert roles(registry) == {"champion": 2, "previous": 1}
+    registry.challenge(third, reason="passed the gate", evidence="gate", run_id=project.run_id)
+    registry.dismiss(third, reason="the slates are worse", evidence="offline", run_id=project.run_id)
+    assert roles(registry) == {"champion": 2, "previous": 1}
+
+    seen = [(event.role, event.before, event.version) for event in registry.history("watchnext")]
+    assert seen == [
+        ("champion", None, 1),
+        ("challenger", None, 2),
+        ("champion", 1, 2),
+        ("challenger", None, 3),
+        ("challenger", 3, None),
+    ]
+    at = registry.champion_at
+    assert at("watchnext", between - timedelta(days=1)) is None
+    assert [
+        event.version for event in (at("watchnext", between), at("watchnext", datetime.now(UTC))) if event
+    ] == [
+        1,
+        2,
+    ]
+    assert registry.role("watchnext", "previous") == registry.version("watchnext", first.number)
+
+
+def test_status_says_who_since_when_and_why(project: Project, registry: Registry) -> None:
+    first = project.register(registry, 1)
+    registry.record(first, {"verdict": "challenger", "reason": "good"}, {"recall_at_100": 0.25})
+    project.crown(registry, 1, reason="no champion yet", evidence="gate")
+    project.register(registry, 2)
+    project.crown(registry, 2, over=1, reason="better slates")
+    (model,) = Registry.open(project.root).status()
+    json.dumps(model)
+    assert (model["name"], model["source"], set(model["roles"])) == (
+        "watchnext",
+        "simulated",
+        {"champion", "previous"},
+    )
+    champion, previous = model["roles"]["champion"], model["roles"]["previous"]
+    assert (champion["version"], champion["reason"], champion["evidence"]) == (2, "better slates", "offline")
+    assert (previous["version"], previous["metrics"]) == (1, {"recall_at_100": 0.25})
+    assert previous["since_at"] == champion["since_at"], "it is the way back since the other was crowned"
+    assert champion["since_at"] == registry.history("watchnext")[-1].at
+    assert champion["run_id"] == project.run_id
+
+
+def test_a_champion_that_changed_meanwhile_is_not_overwritten(project: Project, registry: Registry) -> None:
+    """Seen to fail when `crown` did not look at the champion again."""
+    for number in (1, 2, 3):
+        project.register(registry, number)
+    project.crown(registry, 1)
+    judged_against = registry.version("watchnext", 1)
+    project.crown(registry, 2, over=1)
+    with pytest.raises(InputError, match="changed while this decision was being made"):
+        registry.crown(
+            registry.version("watchnext", 3),
+            over=judged_against,
+            reason="",
+            evidence="",
+            run_id=project.run_id,
+        )
+    assert roles(registry) == {"champion": 2, "previous": 1}
+
+
+def first_champion(project: Project, registry: Registry) -> None:
+    version = project.register(registry, 1)
+    registry.record(version, {"verdict": "challenger"}, {"recall_at_100": 0.5})
+    project.crown(registry, 1)
+
+
+def next_champion(project: Project, registry: Registry) -> None:
+    version = project.register(registry, 2)
+    registry.record(version, {"verdict": "challenger"})
+    champion = registry.role("watchnext", "champion")
+    if champion is None or champion.number != 2:
+        registry.challenge(version, reason="passed", evidence="gate", run_id=project.run_id)
+    registry.record(version, {"shadow_verdict": "crown"})
+    if champion is not None and champion.number != 2:
+        project.crown(registry, 2, over=champion.number)
+    registry.tidy("watchnext")
+
+
+@pytest.mark.slow
+def test_killed_between_any_two_writes_the_rerun_ends_with_one_champion(project: Project) -> None:
+    """Seen to fail with the alias moved before its event, and without `tidy`."""
+    root = project.root
+    steps: list[tuple[Callable[[Project, Registry], None], dict[str, int], dict[str, int]]] = [
+        (first_champion, {}, {"champion": 1}),
+        (next_champion, {"champion": 1}, {"champion": 2, "previous": 1}),
+    ]
+    for step, before, after in steps:
+        for at_write in range(1, 100):
+            registry = Registry.open(root)
+            client = KilledAtWrite(registry._client(), at_write)
+            registry._mlflow_client = client
+            try:
+                step(project, registry)
+            except Killed:
+                found = roles(Registry.open(root)).get("champion")
+                assert found in (before.get("champion"), after["champion"]), client.writes
+                continue
+            break
+        assert client.left > 0
+        assert at_write > 1
+        step(project, Registry.open(root))
+        finished = Registry.open(root)
+        assert roles(finished) == after
+        crowned = [event for event in finished.history("watchnext") if event.role == "champion"]
+        assert [event.version for event in crowned] == list(range(1, after["champion"] + 1))
+    assert len(Registry.open(root)._client().search_model_versions("name = 'watchnext'")) == 2
+
+
+def test_a_locked_database_is_named(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry.open(project.root)
+    project.register(registry, 1)
+
+    def locked(*_: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(registry._client(), "set_model_version_tag", locked)
+    with pytest.raises(InputError, match="database is locked"):
+        registry.record(registry.version("watchnext", 1), {"verdict": "challenger"})
+
+
+def test_another_process_that_changes_the_registry_is_waited_for_and_named(
+    project: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = project.register(registry, 1)
+    monkeypatch.setattr("watchnext.registry._LOCK_WAIT_S", 0.1)
+    holder = textwrap.dedent(
+        f"""
+        import sys
+        from filelock import FileLock
+        with FileLock({str(project.root / "mlruns" / "registry.lock")!r}):
+            print("held", flush=True)
+            sys.stdin.read()
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another process is changing the registry"):
+            registry.crown(version, over=None, reason="", evidence="", run_id="")
+        process.kill()
+    assert roles(registry) == {}
+
+
+def test_versions_of_a_moved_project_open_after_the_mend(project: Project, registry: Registry) -> None:
+    version = project.register(registry, 1)
+    project.crown(registry, 1)
+    moved = project.root.with_name("moved here")
+    project.root.rename(moved)
+    with pytest.raises(InputError, match="registry relocate"):
+        Registry.open(moved).bundle(version)
+    tracking.relocate(moved)
+    opened = Registry.open(moved)
+    assert opened.bundle(version).path.is_relative_to(moved)
+    code = (
+        "import mlflow, pandas\n"
+        f"mlflow.set_tracking_uri({opened.tracking_uri!r})\n"
+        "model = mlflow.pyfunc.load_model('models:/watchnext@champion')\n"
+        "assert model.predict(pandas.DataFrame({'user_id': [1]})) == [12]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=moved)
+    assert not project.root.exists()
+    assert (moved / DATABASE).is_file()
