@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 from pydantic import Field
 
@@ -19,6 +20,16 @@ from watchnext.config import Section
 from watchnext.errors import InputError
 
 ROW_GROUP_ROWS = 122_880
+
+
+@ibis.udf.scalar.builtin
+def epoch_us(instant: dt.Timestamp(timezone="UTC")) -> int:  # type: ignore[valid-type, empty-body]
+    """DuckDB's own function."""
+
+
+@ibis.udf.scalar.builtin
+def unix_micros(instant: dt.Timestamp(timezone="UTC")) -> int:  # type: ignore[valid-type, empty-body]
+    """Spark's own function."""
 
 
 class EngineParams(Section):
@@ -36,6 +47,7 @@ class Engine:
     def __init__(self, backend: Any, kind: str) -> None:
         self.backend = backend
         self.kind = kind
+        self._kept: list[Any] = []
 
     def read(self, directory: Path) -> ir.Table:
         """The table stored in `directory`.
@@ -46,7 +58,14 @@ class Engine:
         parts = sorted(directory.glob("part-*.parquet"))
         if not parts:
             raise InputError("no table here", where=str(directory), remedy="run `dvc repro`, which makes it")
-        return self.backend.read_parquet(str(directory / "part-*.parquet"))
+        # Spark probes a pattern as if it were a file and logs a page of stack trace; a directory it reads quietly.
+        return self.backend.read_parquet(
+            str(directory if self.kind == "spark" else directory / "part-*.parquet")
+        )
+
+    def microseconds(self, instant: ir.Value) -> ir.IntegerValue:
+        """Instants -> int64 microseconds since 1970 UTC: exact, and orders and windows are cheapest on integers."""
+        return unix_micros(instant) if self.kind == "spark" else epoch_us(instant)
 
     def write(self, table: ir.Table, directory: Path, sort_by: Sequence[str]) -> int:
         """Store `table` in `directory`, rows in the total order `sort_by`, and return the number of rows.
@@ -68,7 +87,21 @@ class Engine:
             ordered.to_parquet_dir(str(directory))
         return int(self.read(directory).count().execute())
 
+    def materialize(self, table: ir.Table) -> ir.Table:
+        """Compute `table` once and keep the rows, in memory or spilled, for the expressions built on it."""
+        kept = table.cache()
+        self._kept.append(kept)
+        return kept
+
+    def remove(self, directory: Path) -> None:
+        """Delete a table that `write` stored."""
+        shutil.rmtree(directory)
+
     def close(self) -> None:
+        # Ibis would drop them when they are collected, by then on a closed connection.
+        for table in self._kept:
+            table.release()
+        self._kept.clear()
         self.backend.disconnect()
 
 
@@ -104,9 +137,12 @@ def _connect_spark(params: EngineParams) -> Any:
             remedy="pip install 'watchnext[spark]' (and Java 17), or set engine.kind to duckdb",
         ) from None
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    builder = SparkSession.builder.master(params.master)
+    if params.master.startswith("local"):
+        # Spark's 200 partitions are meant for a cluster; on one machine they are 200 tiny tasks per join.
+        builder = builder.config("spark.sql.shuffle.partitions", str(2 * params.threads))
     session = (
-        SparkSession.builder.master(params.master)
-        .appName("watchnext")
+        builder.appName("watchnext")
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.ansi.enabled", "false")
         .config("spark.driver.memory", f"{max(1, int(params.memory_limit_gb))}g")

@@ -1,0 +1,511 @@
+"""What a user had done before an instant: as tables for the pipeline, in memory for one request.
+
+Both sides share one rule: an event counts from the moment after its own instant. Two events at the same
+microsecond do not know of each other, and no example knows of its own outcome.
+"""
+
+import bisect
+import datetime
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ibis
+import ibis.expr.types as ir
+
+from watchnext import schema
+from watchnext.data.split import local_day
+from watchnext.engine import Engine
+from watchnext.errors import InputError
+
+Id = int | str
+Instant = int | datetime.datetime
+
+BEFORE_LOGS_AT = -(1 << 62)
+"""The instant, in microseconds, that the table `history` is given: before every event of the logs."""
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MICROSECOND = datetime.timedelta(microseconds=1)
+
+
+def to_microseconds(instant: Instant) -> int:
+    """Microseconds since 1970 UTC of an aware datetime; integers are taken as such already."""
+    return instant if isinstance(instant, int) else (instant - _EPOCH) // _MICROSECOND
+
+
+def to_milliseconds(seconds: float) -> int:
+    """Seconds as whole milliseconds, halves up: watch time is summed in integers, so that order cannot matter."""
+    return int(seconds * 1000.0 + 0.5)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Logs:
+    """The validated tables of one source.
+
+    Attributes:
+        tables: name -> table; `impressions` and `watches` have a further column `day` (date, local).
+        source: name of the source.
+        time_zone: IANA name of the zone that days are cut in.
+        digest: of the stored tables.
+        present: table.column of every column that holds a value. A column of nulls alone is as good as absent.
+    """
+
+    tables: Mapping[str, ir.Table]
+    source: str
+    time_zone: str
+    digest: str
+    present: frozenset[str]
+
+    def has(self, needed: Iterable[str]) -> bool:
+        """Whether all of these columns, as table.column, hold values."""
+        return self.present.issuperset(needed)
+
+
+def read_logs(engine: Engine, directory: Path) -> Logs:
+    """Read the tables that the stages ingest and validate leave.
+
+    Raises:
+        InputError: `source.json` or a table that every source has is missing.
+    """
+    path = directory / "source.json"
+    if not path.exists():
+        raise InputError("there are no validated logs here", where=str(path), remedy="run `dvc repro`")
+    source = json.loads(path.read_text())
+    tables: dict[str, ir.Table] = {}
+    present: set[str] = set()
+    for name, table_schema in schema.TABLES.items():
+        if table_schema.optional and not any((directory / name).glob("part-*.parquet")):
+            continue
+        table = engine.read(directory / name)
+        filled = table.aggregate(**{column: table[column].count() for column in table.columns}).to_pyarrow()
+        present.update(f"{name}.{column}" for column in table.columns if filled[column][0].as_py() > 0)
+        if table_schema.instant and name != "searches":
+            table = table.mutate(day=local_day(table[table_schema.instant], source["time_zone"]))
+        tables[name] = table
+    return Logs(tables, source["source"], source["time_zone"], source["digest"], frozenset(present))
+
+
+Stream = Literal["impressions", "watches", "completed_watches", "search_tokens"]
+
+
+@dataclass(frozen=True)
+class AsOf:
+    """One quantity over a user's events strictly before an instant.
+
+    Attributes:
+        stream: which events.
+        kind: `count` of events; `sum` of an integer measure; `last_at`: instant of the last one in microseconds;
+            `recent`: list of the last `length` values, oldest first (by user alone).
+        by: columns that an event must share with the example, `user_id` among them.
+        measure: for `sum`, the integer column; for `recent`, the value column.
+        length: for `recent`, at most so many.
+    """
+
+    stream: Stream
+    kind: Literal["count", "sum", "last_at", "recent"]
+    by: tuple[str, ...] = ("user_id",)
+    measure: str | None = None
+    length: int = 0
+
+    @property
+    def column(self) -> str:
+        """Name of the column that holds it beside an example."""
+        parts = (self.stream, self.kind, self.measure or "", "_".join(self.by), str(self.length or ""))
+        return "__".join(part for part in parts if part)
+
+
+class Streams:
+    """Events of the logs, one row each, with the columns that quantities are taken over.
+
+    Attributes:
+        tables: stream -> table with `user_id`, `at` (int64 microseconds), `tie` (int64, orders events of one
+            instant before their id does), and its keys and measures.
+        order: stream -> columns that order a user's events totally.
+    """
+
+    order: Mapping[str, tuple[str, ...]] = {
+        "watches": ("at", "video_id"),
+        "completed_watches": ("at", "tie", "video_id"),
+        "search_tokens": ("at", "tie"),
+    }
+
+    def __init__(self, tables: Mapping[str, ir.Table]) -> None:
+        self.tables = dict(tables)
+
+
+def make_streams(engine: Engine, logs: Logs) -> Streams:
+    """Bring the tables of the logs into the form that `as_of` takes."""
+    tables = logs.tables
+    channel = tables["videos"].select("video_id", "channel_id")
+    impressions = tables["impressions"]
+    clicks = impressions.clicked.cast("int64")
+    streams = {
+        "impressions": impressions.select(
+            "user_id",
+            "video_id",
+            at=engine.microseconds(impressions.shown_at),
+            clicks=clicks,
+            misses=1 - clicks,
+            watch_time_ms=clicks * _milliseconds(impressions.watch_time_s),
+        )
+    }
+    watches = tables["watches"]
+    watches = watches.select(
+        "user_id",
+        "video_id",
+        "completed",
+        at=engine.microseconds(watches.watched_at),
+        tie=ibis.literal(0, "int64"),
+    )
+    streams["watches"] = watches.left_join(channel, "video_id").select(
+        "user_id", "video_id", "channel_id", "at", "tie"
+    )
+    completed = watches.filter(watches.completed).select("user_id", "video_id", "at", "tie")
+    if "history" in tables:
+        history = tables["history"]
+        earlier = history.select(
+            "user_id",
+            "video_id",
+            at=ibis.literal(BEFORE_LOGS_AT, "int64"),
+            tie=history.position.cast("int64"),
+        )
+        completed = completed.union(earlier)
+    streams["completed_watches"] = completed
+    if "searches" in tables:
+        streams["search_tokens"] = search_tokens(engine, tables["searches"])
+    return Streams(streams)
+
+
+def _milliseconds(seconds: ir.NumericColumn) -> ir.IntegerColumn:
+    return (seconds.fill_null(0.0) * 1000.0 + 0.5).floor().cast("int64")
+
+
+# Written out, because what \s and \w hold differs between the regular expressions of the engines and of Python.
+_SEPARATORS = r"[ \t\n\r\f!-/:-@\[-`{-~]+"
+
+
+def search_tokens(engine: Engine, searches: ir.Table) -> ir.Table:
+    """Unigrams and bigrams of every query (paper, section 3.3): user_id, at, tie, token.
+
+    A query is lowered and split at spaces and ASCII punctuation. Its tokens stand in the order u1 u1_u2 u2 u2_u3 ...;
+    a bigram is its two words with a space between.
+    """
+    words = searches.select(
+        "user_id",
+        "query",
+        at=engine.microseconds(searches.searched_at),
+        word=searches["query"].lower().re_replace(_SEPARATORS, " ").strip().split(" "),
+    )
+    words = words.unnest("word", offset="place").filter(lambda row: row.word != "")
+    following = words.word.lead().over(ibis.window(group_by=("user_id", "at", "query"), order_by="place"))
+    words = words.mutate(following=following, tie=words.place.cast("int64") * 2)
+    unigrams = words.select("user_id", "at", "tie", token=words.word)
+    pairs = words.filter(words.following.notnull())
+    bigrams = pairs.select("user_id", "at", tie=pairs.tie + 1, token=pairs.word + " " + pairs.following)
+    return unigrams.union(bigrams)
+
+
+def tokenize(query: str) -> list[str]:
+    """The tokens of one query, as `search_tokens` orders them.
+
+    >>> tokenize("Piano lesson, one")
+    ['piano', 'piano lesson', 'lesson', 'lesson one', 'one']
+    """
+    words = [word for word in query.lower().translate(_TO_SPACES).split(" ") if word]
+    tokens = []
+    for place, word in enumerate(words):
+        tokens.append(word)
+        if place + 1 < len(words):
+            tokens.append(f"{word} {words[place + 1]}")
+    return tokens
+
+
+_TO_SPACES = {ord(sign): " " for sign in "\t\n\r\f!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"}
+
+
+def as_of(engine: Engine, points: ir.Table, streams: Streams, quantities: Iterable[AsOf]) -> ir.Table:
+    """Take quantities at every point, over events strictly before it.
+
+    Args:
+        engine: the engine that holds the tables.
+        points: one row per example, with `at` (int64 microseconds) and every `by` column of the quantities. A
+            null in a `by` column matches no event.
+        streams: the events.
+        quantities: what to take; repeats are taken once.
+
+    Returns:
+        `points` with one column per quantity, named `AsOf.column`: counts and sums int64 (0 without events),
+        `last_at` int64 (null without), `recent` lists (empty without).
+    """
+    wanted = list(dict.fromkeys(quantities))
+    counted = [AsOf(one.stream, "count", one.by) if one.kind == "recent" else one for one in wanted]
+    by_key: dict[tuple[str, ...], list[AsOf]] = {}
+    for one in dict.fromkeys(counted):
+        by_key.setdefault(one.by, []).append(one)
+    points = engine.materialize(points)
+    for by, group in by_key.items():
+        state = _running(points, streams, by, group)
+        points = points.left_join(state, [*by, "at"]).select(points, *(state[one.column] for one in group))
+        # A projection of its own: Ibis cannot join further on a column computed within a join.
+        points = points.mutate(
+            **{one.column: points[one.column].fill_null(0) for one in group if one.kind != "last_at"}
+        )
+    return _with_recent(points, streams, [one for one in wanted if one.kind == "recent"])
+
+
+def _running(points: ir.Table, streams: Streams, by: tuple[str, ...], group: Sequence[AsOf]) -> ir.Table:
+    """Running quantities of one key at the instants of `points`: by, at, one column each; key instants unique."""
+    keys = [*by, "at"]
+    none = ibis.null("int64")
+    parts = [
+        points.select(*keys, ibis.literal(True).name("asked"), *(none.name(one.column) for one in group))
+    ]
+    for stream in dict.fromkeys(one.stream for one in group):
+        events = streams.tables[stream]
+        own = {
+            one.column: {
+                "count": ibis.literal(1, "int64"),
+                "sum": events[one.measure] if one.measure else none,
+                "last_at": events["at"],
+            }[one.kind]
+            for one in group
+            if one.stream == stream
+        }
+        parts.append(
+            events.select(
+                *keys,
+                ibis.literal(False).name("asked"),
+                *(own.get(one.column, none).name(one.column) for one in group),
+            )
+        )
+    together = ibis.union(*parts)
+    together = together.filter([together[name].notnull() for name in by])
+    # One row per key and instant, so that "all rows before" cannot hold a tie.
+    instants = together.group_by(keys).aggregate(
+        together.asked.any().name("asked"),
+        *(
+            (together[one.column].max() if one.kind == "last_at" else together[one.column].sum()).name(
+                one.column
+            )
+            for one in group
+        ),
+    )
+    before = ibis.window(group_by=list(by), order_by="at", rows=(None, -1))
+    running = instants.select(
+        *keys,
+        "asked",
+        *(
+            (instants[one.column].max() if one.kind == "last_at" else instants[one.column].sum())
+            .over(before)
+            .cast("int64")
+            .name(one.column)
+            for one in group
+        ),
+    )
+    return running.filter(running.asked).drop("asked")
+
+
+def _with_recent(points: ir.Table, streams: Streams, wanted: Sequence[AsOf]) -> ir.Table:
+    for one in wanted:
+        longest = max(
+            other.length for other in wanted if (other.stream, other.measure) == (one.stream, one.measure)
+        )
+        lists = _recent_lists(streams, one, longest)
+        count = AsOf(one.stream, "count", one.by).column
+        joined = points.left_join(lists, [("user_id", "user_id"), (count, "number")])
+        joined = joined.select(points, lists.recent.name(one.column))
+        values = joined[one.column] if one.length == longest else joined[one.column][-one.length :]
+        empty = ibis.literal([], type=lists.schema()["recent"])
+        points = joined.mutate(**{one.column: ibis.coalesce(values, empty)})
+    return points
+
+
+def _recent_lists(streams: Streams, one: AsOf, length: int) -> ir.Table:
+    """After the number-th event of a user: the last `length` values, oldest first: user_id, number, recent."""
+    events = streams.tables[one.stream]
+    ordered = ibis.window(group_by="user_id", order_by=list(Streams.order[one.stream]))
+    last = ibis.window(
+        group_by="user_id", order_by=list(Streams.order[one.stream]), preceding=length - 1, following=0
+    )
+    assert one.measure is not None
+    return events.select(
+        "user_id",
+        number=(ibis.row_number().over(ordered) + 1).cast("int64"),
+        recent=events[one.measure].collect().over(last),
+    )
+
+
+# ---- one user in memory ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Running:
+    """Instants in order, and sums over all events up to each."""
+
+    width: int
+    instants: list[int] = field(default_factory=list)
+    sums: list[tuple[int, ...]] = field(default_factory=list)
+
+    def add(self, at: int, values: tuple[int, ...]) -> None:
+        place = bisect.bisect_right(self.instants, at)
+        before = self.sums[place - 1] if place else (0,) * self.width
+        self.instants.insert(place, at)
+        self.sums.insert(place, tuple(old + new for old, new in zip(before, values, strict=True)))
+        for later in range(place + 1, len(self.sums)):
+            self.sums[later] = tuple(old + new for old, new in zip(self.sums[later], values, strict=True))
+
+    def before(self, at: int) -> tuple[int, tuple[int, ...], int | None]:
+        """Of the events strictly before `at`: their number, their sums, the instant of the last."""
+        number = bisect.bisect_left(self.instants, at)
+        if number == 0:
+            return 0, (0,) * self.width, None
+        return number, self.sums[number - 1], self.instants[number - 1]
+
+
+class UserHistory:
+    """Everything known of one user, asked for as of an instant.
+
+    Events may be added in any order, in their own order cheapest. Every question takes `before`, an instant,
+    and is answered from the events strictly before it.
+    """
+
+    def __init__(self) -> None:
+        self._impressions = _Running(width=2)
+        self._impressions_of_video: dict[Id, _Running] = {}
+        self._watches: list[tuple[int, Id]] = []
+        self._watches_of_channel: dict[Id, list[int]] = {}
+        self._completed: list[tuple[int, int, Id]] = []
+        self._tokens: list[tuple[int, int, str]] = []
+
+    def add_earlier_watch(self, video_id: Id, position: int) -> None:
+        """A completed watch from before the logs: order known, instant not (table `history`)."""
+        bisect.insort(self._completed, (BEFORE_LOGS_AT, position, video_id))
+
+    def add_watch(
+        self,
+        video_id: Id,
+        watched_at: Instant,
+        watch_time_s: float | None = None,
+        completed: bool = False,
+        channel_id: Id | None = None,
+    ) -> None:
+        """A watch that began at `watched_at`; `channel_id` is the channel of the video, if it has one."""
+        del (
+            watch_time_s
+        )  # Accepted so that a row of `watches` can be passed as it is; no feature reads it yet.
+        at = to_microseconds(watched_at)
+        bisect.insort(self._watches, (at, video_id))
+        if channel_id is not None:
+            bisect.insort(self._watches_of_channel.setdefault(channel_id, []), at)
+        if completed:
+            bisect.insort(self._completed, (at, 0, video_id))
+
+    def add_impression(
+        self,
+        video_id: Id,
+        channel_id: Id | None = None,
+        *,
+        shown_at: Instant,
+        clicked: bool,
+        watch_time_s: float,
+        topics: Sequence[str] = (),
+    ) -> None:
+        """A video that was shown at `shown_at`, and what came of it."""
+        del channel_id, topics  # Accepted so that callers need not change when a feature asks for them.
+        at = to_microseconds(shown_at)
+        click = int(clicked)
+        self._impressions.add(at, (click, click * to_milliseconds(watch_time_s)))
+        self._impressions_of_video.setdefault(video_id, _Running(width=1)).add(at, (1 - click,))
+
+    def add_search(self, query: str, searched_at: Instant) -> None:
+        """A query that was typed at `searched_at`."""
+        at = to_microseconds(searched_at)
+        for tie, token in enumerate(tokenize(query)):
+            bisect.insort(self._tokens, (at, tie, token))
+
+    def completed_watches(self, before: Instant) -> int:
+        """Number of completed watches, those before the logs included."""
+        return bisect.bisect_left(self._completed, (to_microseconds(before),))
+
+    def last_completed(self, length: int, before: Instant) -> list[Id]:
+        """The last `length` completed videos, oldest first."""
+        end = self.completed_watches(before)
+        return [video_id for _, _, video_id in self._completed[max(0, end - length) : end]]
+
+    def watches(self, before: Instant) -> int:
+        """Number of watches within the logs, completed or not."""
+        return bisect.bisect_left(self._watches, (to_microseconds(before),))
+
+    def last_watches(self, length: int, before: Instant) -> list[Id]:
+        """The last `length` watched videos, completed or not, oldest first."""
+        end = self.watches(before)
+        return [video_id for _, video_id in self._watches[max(0, end - length) : end]]
+
+    def last_watched_at(self, before: Instant) -> int | None:
+        """Microseconds of the last watch; None without one."""
+        end = self.watches(before)
+        return self._watches[end - 1][0] if end else None
+
+    def channel_watches(self, channel_id: Id | None, before: Instant) -> tuple[int, int | None]:
+        """Number of watches of videos of this channel, and the instant of the last in microseconds."""
+        instants = self._watches_of_channel.get(channel_id, []) if channel_id is not None else []
+        number = bisect.bisect_left(instants, to_microseconds(before))
+        return number, instants[number - 1] if number else None
+
+    def impressions(self, before: Instant) -> tuple[int, int, int]:
+        """Number of impressions, of clicks among them, and watch time of the clicked ones in milliseconds."""
+        number, (clicks, watch_time_ms), _ = self._impressions.before(to_microseconds(before))
+        return number, clicks, watch_time_ms
+
+    def impressions_of(self, video_id: Id, before: Instant) -> tuple[int, int | None]:
+        """Number of impressions of this video without a click, and the instant of its last impression."""
+        running = self._impressions_of_video.get(video_id)
+        if running is None:
+            return 0, None
+        _, (misses,), last_at = running.before(to_microseconds(before))
+        return misses, last_at
+
+    def last_search_tokens(self, length: int, before: Instant) -> list[str]:
+        """The last `length` tokens of the user's searches, oldest first."""
+        end = bisect.bisect_left(self._tokens, (to_microseconds(before),))
+        return [token for _, _, token in self._tokens[max(0, end - length) : end]]
+
+
+def from_tables(
+    rows: Mapping[str, Iterable[Mapping[str, Any]]], channels: Mapping[Id, Id | None]
+) -> dict[Id, UserHistory]:
+    """Histories of every user in rows of `history`, `watches`, `impressions`, `searches` (those that there are).
+
+    Args:
+        rows: table -> rows as mappings with the columns of the schema.
+        channels: video id -> channel id.
+    """
+    users: dict[Id, UserHistory] = {}
+
+    def of(row: Mapping[str, Any]) -> UserHistory:
+        return users.setdefault(row["user_id"], UserHistory())
+
+    for row in rows.get("history", ()):
+        of(row).add_earlier_watch(row["video_id"], row["position"])
+    for row in rows.get("watches", ()):
+        video = row["video_id"]
+        of(row).add_watch(
+            video, row["watched_at"], row["watch_time_s"], row["completed"], channels.get(video)
+        )
+    for row in rows.get("impressions", ()):
+        video = row["video_id"]
+        of(row).add_impression(
+            video,
+            channels.get(video),
+            shown_at=row["shown_at"],
+            clicked=row["clicked"],
+            watch_time_s=row["watch_time_s"],
+        )
+    for row in rows.get("searches", ()):
+        of(row).add_search(row["query"], row["searched_at"])
+    return users

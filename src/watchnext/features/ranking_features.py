@@ -1,0 +1,623 @@
+"""Inputs of the ranking model: one declaration each, with two evaluators (paper, section 4.1).
+
+`expression` makes the column of the pipeline, `evaluate` the value of one video of one request; a test holds
+them equal. To add a feature, add a declaration to FEATURES: what it reads of a user's past it names as `AsOf`
+quantities, and both the tables and the in-memory `UserHistory` are as of the instant of the request.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from watchnext.engine import Engine
+from watchnext.features.batches import FeatureSpec, Kind
+from watchnext.features.history import AsOf, Id, Instant, Logs, Streams, UserHistory, as_of, to_microseconds
+
+STATISTICS_DAYS = 7
+"""How many complete days before a request the statistics of a video cover."""
+
+RECENT_WATCHES_LENGTH = 20
+TOPICS_LENGTH = 10
+
+_MICROSECONDS = 1_000_000.0
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """What is known of a request besides the user's history. Absent facts are None."""
+
+    user_id: Id
+    at: Instant
+    surface: str | None = None
+    device: str | None = None
+    logged_in: bool | None = None
+    region: str | None = None
+    age_years: float | None = None
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """A row of `videos`. Absent facts are None."""
+
+    video_id: Id
+    channel_id: Id | None = None
+    topics: Sequence[str] | None = None
+    duration_s: float | None = None
+    uploaded_at: Instant | None = None
+    language: str | None = None
+
+
+@dataclass(frozen=True)
+class VideoDay:
+    """A row of `video_statistics`: a video over the complete days before a day."""
+
+    impressions: int = 0
+    clicks: int = 0
+    watch_time_ms: int = 0
+    completed_watches: int = 0
+
+
+@dataclass(frozen=True)
+class VideoStatistics:
+    """The statistics of every video as of one day.
+
+    Attributes:
+        covered_days: how many complete days of logs they cover, at most STATISTICS_DAYS.
+        rows: video id -> its row; a video without one had no event.
+    """
+
+    covered_days: int = 0
+    rows: Mapping[Id, VideoDay] = field(default_factory=dict)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "VideoStatistics":
+        """The rows of one day of the table `video_statistics`."""
+        covered = table["covered_days"].to_pylist()
+        names = ("impressions", "clicks", "watch_time_ms", "completed_watches")
+        columns = (table[name].to_pylist() for name in names)
+        rows = {
+            video_id: VideoDay(*values)
+            for video_id, *values in zip(table["video_id"].to_pylist(), *columns, strict=True)
+        }
+        return cls(max(covered, default=0), rows)
+
+    def of(self, video_id: Id) -> VideoDay:
+        """The row of a video; zeros if it had no event."""
+        return self.rows.get(video_id, _NO_EVENTS)
+
+
+_NO_EVENTS = VideoDay()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One request, as `evaluate` sees it. `at` is its instant in microseconds since 1970 UTC."""
+
+    user: UserHistory
+    request: RequestContext
+    at: int
+    statistics: VideoStatistics
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One input of the ranking model.
+
+    Attributes:
+        name: of the input and of its column in the examples.
+        kind: see FeatureSpec.
+        side: `query` if it has one value per request, `impression` if each video has its own.
+        meaning: one line for the docs, with the unit.
+        expression: table of examples -> column. The table has the columns of `impressions`, `videos` and
+            `users`, `at` and `uploaded` (int64 microseconds), the statistics of the request's day (`covered_days`
+            and the names of VideoDay) and, named `AsOf.column`, the quantities in `reads`. Missing is null.
+        evaluate: the same for one video of one request; missing is None.
+        space: id space of a categorical or multivalent feature.
+        length: how many values of a multivalent feature the model gets, the last ones.
+        reads: quantities over the user's past.
+        needs: columns of the logs, as table.column, without which the feature does not exist.
+    """
+
+    name: str
+    kind: Kind
+    side: Literal["query", "impression"]
+    meaning: str
+    expression: Callable[[ir.Table], ir.Value]
+    evaluate: Callable[[Moment, VideoFacts], Any]
+    space: str | None = None
+    length: int | None = None
+    reads: tuple[AsOf, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> FeatureSpec:
+        return FeatureSpec(self.name, self.kind, self.space, self.length, self.side)
+
+
+def _ratio_sql(numerator: ir.Value, denominator: ir.Value) -> ir.Value:
+    some = (denominator > 0).ifelse(denominator, ibis.null("int64"))
+    return numerator.cast("float64") / some.cast("float64")
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator > 0 else None
+
+
+def _seconds_sql(later: ir.Value, earlier: ir.Value) -> ir.Value:
+    return (later - earlier).cast("float64") / _MICROSECONDS
+
+
+def _seconds(later: int, earlier: int | None) -> float | None:
+    return None if earlier is None else (later - earlier) / _MICROSECONDS
+
+
+_IMPRESSIONS = AsOf("impressions", "count")
+_CLICKS = AsOf("impressions", "sum", measure="clicks")
+_WATCH_TIME_MS = AsOf("impressions", "sum", measure="watch_time_ms")
+_WATCHES_LAST_AT = AsOf("watches", "last_at")
+_LAST_WATCH = AsOf("watches", "recent", measure="video_id", length=1)
+_RECENT_WATCHES = AsOf("completed_watches", "recent", measure="video_id", length=RECENT_WATCHES_LENGTH)
+_COMPLETED = AsOf("completed_watches", "count")
+_MISSES_OF_VIDEO = AsOf("impressions", "sum", ("user_id", "video_id"), measure="misses")
+_LAST_IMPRESSION_OF_VIDEO = AsOf("impressions", "last_at", ("user_id", "video_id"))
+_WATCHES_OF_CHANNEL = AsOf("watches", "count", ("user_id", "channel_id"))
+_LAST_WATCH_OF_CHANNEL = AsOf("watches", "last_at", ("user_id", "channel_id"))
+
+FEATURES: tuple[Feature, ...] = (
+    # ---- categorical
+    Feature(
+        name="video_id",
+        kind="categorical",
+        side="impression",
+        space="video",
+        meaning="the video that is shown",
+        expression=lambda row: row.video_id,
+        evaluate=lambda moment, video: video.video_id,
+    ),
+    Feature(
+        name="channel_id",
+        kind="categorical",
+        side="impression",
+        space="channel",
+        meaning="its channel",
+        expression=lambda row: row.channel_id,
+        evaluate=lambda moment, video: video.channel_id,
+        needs=("videos.channel_id",),
+    ),
+    Feature(
+        name="language",
+        kind="categorical",
+        side="impression",
+        space="language",
+        meaning="its language",
+        expression=lambda row: row.language,
+        evaluate=lambda moment, video: video.language,
+        needs=("videos.language",),
+    ),
+    Feature(
+        name="surface",
+        kind="categorical",
+        side="query",
+        space="surface",
+        meaning="where in the product the page is",
+        expression=lambda row: row.surface,
+        evaluate=lambda moment, video: moment.request.surface,
+        needs=("impressions.surface",),
+    ),
+    Feature(
+        name="device",
+        kind="categorical",
+        side="query",
+        space="device",
+        meaning="class of the user's device",
+        expression=lambda row: row.device,
+        evaluate=lambda moment, video: moment.request.device,
+        needs=("impressions.device",),
+    ),
+    Feature(
+        name="last_watched_video_id",
+        kind="categorical",
+        side="query",
+        space="video",
+        meaning="the video that the user watched last, completed or not",
+        expression=lambda row: row[_LAST_WATCH.column][0],
+        evaluate=lambda moment, video: next(iter(moment.user.last_watches(1, moment.at)), None),
+        reads=(_LAST_WATCH,),
+    ),
+    # ---- multivalent
+    Feature(
+        name="topics",
+        kind="multivalent",
+        side="impression",
+        space="topic",
+        length=TOPICS_LENGTH,
+        meaning="topics of the video",
+        expression=lambda row: row.topics,
+        evaluate=lambda moment, video: video.topics,
+        needs=("videos.topics",),
+    ),
+    Feature(
+        name="recent_watches",
+        kind="multivalent",
+        side="query",
+        space="video",
+        length=RECENT_WATCHES_LENGTH,
+        meaning=f"the last {RECENT_WATCHES_LENGTH} videos that the user completed, oldest first",
+        expression=lambda row: row[_RECENT_WATCHES.column],
+        evaluate=lambda moment, video: moment.user.last_completed(RECENT_WATCHES_LENGTH, moment.at),
+        reads=(_RECENT_WATCHES,),
+    ),
+    # ---- continuous: the video
+    Feature(
+        name="video_age_s",
+        kind="continuous",
+        side="impression",
+        meaning="time since its upload, s",
+        expression=lambda row: _seconds_sql(row["at"], row.uploaded),
+        evaluate=lambda moment, video: (
+            None if video.uploaded_at is None else _seconds(moment.at, to_microseconds(video.uploaded_at))
+        ),
+        needs=("videos.uploaded_at",),
+    ),
+    Feature(
+        name="duration_s",
+        kind="continuous",
+        side="impression",
+        meaning="its length, s",
+        expression=lambda row: row.duration_s,
+        evaluate=lambda moment, video: video.duration_s,
+        needs=("videos.duration_s",),
+    ),
+    Feature(
+        name="video_impressions_per_day",
+        kind="continuous",
+        side="impression",
+        meaning="its impressions per day over the 7 complete days before",
+        expression=lambda row: _ratio_sql(row.impressions, row.covered_days),
+        evaluate=lambda moment, video: _ratio(
+            moment.statistics.of(video.video_id).impressions, moment.statistics.covered_days
+        ),
+    ),
+    Feature(
+        name="video_completed_watches_per_day",
+        kind="continuous",
+        side="impression",
+        meaning="its completed watches of every origin per day over the 7 complete days before",
+        expression=lambda row: _ratio_sql(row.completed_watches, row.covered_days),
+        evaluate=lambda moment, video: _ratio(
+            moment.statistics.of(video.video_id).completed_watches, moment.statistics.covered_days
+        ),
+    ),
+    Feature(
+        name="video_click_rate",
+        kind="continuous",
+        side="impression",
+        meaning="clicks per impression over the 7 complete days before",
+        expression=lambda row: _ratio_sql(row.clicks, row.impressions),
+        evaluate=lambda moment, video: _ratio(
+            moment.statistics.of(video.video_id).clicks, moment.statistics.of(video.video_id).impressions
+        ),
+    ),
+    Feature(
+        name="video_mean_watch_time_s",
+        kind="continuous",
+        side="impression",
+        meaning="watch time per click over the 7 complete days before, s",
+        expression=lambda row: _ratio_sql(row.watch_time_ms, row.clicks * 1000),
+        evaluate=lambda moment, video: _ratio(
+            moment.statistics.of(video.video_id).watch_time_ms,
+            moment.statistics.of(video.video_id).clicks * 1000,
+        ),
+    ),
+    # ---- continuous: the user and this video, this channel
+    Feature(
+        name="unclicked_impressions_of_video",
+        kind="continuous",
+        side="impression",
+        meaning="how often the video was shown to the user before without a click",
+        expression=lambda row: row[_MISSES_OF_VIDEO.column].cast("float64"),
+        evaluate=lambda moment, video: float(moment.user.impressions_of(video.video_id, moment.at)[0]),
+        reads=(_MISSES_OF_VIDEO,),
+    ),
+    Feature(
+        name="since_impression_of_video_s",
+        kind="continuous",
+        side="impression",
+        meaning="time since the video was last shown to the user, s",
+        expression=lambda row: _seconds_sql(row["at"], row[_LAST_IMPRESSION_OF_VIDEO.column]),
+        evaluate=lambda moment, video: _seconds(
+            moment.at, moment.user.impressions_of(video.video_id, moment.at)[1]
+        ),
+        reads=(_LAST_IMPRESSION_OF_VIDEO,),
+    ),
+    Feature(
+        name="watches_of_channel",
+        kind="continuous",
+        side="impression",
+        meaning="how many videos of the channel the user has watched; missing if the video has no channel",
+        expression=lambda row: row.channel_id.notnull().ifelse(
+            row[_WATCHES_OF_CHANNEL.column].cast("float64"), ibis.null("float64")
+        ),
+        evaluate=lambda moment, video: (
+            None
+            if video.channel_id is None
+            else float(moment.user.channel_watches(video.channel_id, moment.at)[0])
+        ),
+        reads=(_WATCHES_OF_CHANNEL,),
+        needs=("videos.channel_id",),
+    ),
+    Feature(
+        name="since_watch_of_channel_s",
+        kind="continuous",
+        side="impression",
+        meaning="time since the user last watched a video of the channel, s",
+        expression=lambda row: _seconds_sql(row["at"], row[_LAST_WATCH_OF_CHANNEL.column]),
+        evaluate=lambda moment, video: _seconds(
+            moment.at, moment.user.channel_watches(video.channel_id, moment.at)[1]
+        ),
+        reads=(_LAST_WATCH_OF_CHANNEL,),
+        needs=("videos.channel_id",),
+    ),
+    # ---- continuous: the user
+    Feature(
+        name="user_impressions",
+        kind="continuous",
+        side="query",
+        meaning="impressions that the user has had",
+        expression=lambda row: row[_IMPRESSIONS.column].cast("float64"),
+        evaluate=lambda moment, video: float(moment.user.impressions(moment.at)[0]),
+        reads=(_IMPRESSIONS,),
+    ),
+    Feature(
+        name="user_click_rate",
+        kind="continuous",
+        side="query",
+        meaning="clicks per impression of the user so far",
+        expression=lambda row: _ratio_sql(row[_CLICKS.column], row[_IMPRESSIONS.column]),
+        evaluate=lambda moment, video: _ratio(
+            moment.user.impressions(moment.at)[1], moment.user.impressions(moment.at)[0]
+        ),
+        reads=(_CLICKS, _IMPRESSIONS),
+    ),
+    Feature(
+        name="user_mean_watch_time_s",
+        kind="continuous",
+        side="query",
+        meaning="watch time per clicked impression of the user so far, s",
+        expression=lambda row: _ratio_sql(row[_WATCH_TIME_MS.column], row[_CLICKS.column] * 1000),
+        evaluate=lambda moment, video: _ratio(
+            moment.user.impressions(moment.at)[2], moment.user.impressions(moment.at)[1] * 1000
+        ),
+        reads=(_WATCH_TIME_MS, _CLICKS),
+    ),
+    Feature(
+        name="user_completed_watches",
+        kind="continuous",
+        side="query",
+        meaning="videos that the user has completed, those before the logs included",
+        expression=lambda row: row[_COMPLETED.column].cast("float64"),
+        evaluate=lambda moment, video: float(moment.user.completed_watches(moment.at)),
+        reads=(_COMPLETED,),
+    ),
+    Feature(
+        name="since_watch_s",
+        kind="continuous",
+        side="query",
+        meaning="time since the user's last watch of any video, s",
+        expression=lambda row: _seconds_sql(row["at"], row[_WATCHES_LAST_AT.column]),
+        evaluate=lambda moment, video: _seconds(moment.at, moment.user.last_watched_at(moment.at)),
+        reads=(_WATCHES_LAST_AT,),
+    ),
+    Feature(
+        name="age_years",
+        kind="continuous",
+        side="query",
+        meaning="age of the user, years",
+        expression=lambda row: row.age_years,
+        evaluate=lambda moment, video: moment.request.age_years,
+        needs=("users.age_years",),
+    ),
+    Feature(
+        name="logged_in",
+        kind="continuous",
+        side="query",
+        meaning="1 if the user was logged in, 0 if not",
+        expression=lambda row: row.logged_in.cast("int64").cast("float64"),
+        evaluate=lambda moment, video: (
+            None if moment.request.logged_in is None else float(moment.request.logged_in)
+        ),
+        needs=("impressions.logged_in",),
+    ),
+)
+
+EXAMPLE_COLUMNS = (
+    "request_id",
+    "user_id",
+    "video_id",
+    "shown_at",
+    "position",
+    "surface",
+    "clicked",
+    "watch_time_s",
+    "sources",
+    "source_scores",
+    "propensity",
+)
+"""Columns of an example besides its features, those that the logs have."""
+
+
+def features_named(names: Sequence[str]) -> tuple[Feature, ...]:
+    """The declarations of these names, in this order. Raises KeyError for a name that nothing declares."""
+    declared = {feature.name: feature for feature in FEATURES}
+    return tuple(declared[name] for name in names)
+
+
+def possible_features(logs: Logs, vocabulary_sizes: Mapping[str, int]) -> tuple[Feature, ...]:
+    """The features that these logs have the columns for, and training the values."""
+    return tuple(
+        feature
+        for feature in FEATURES
+        if logs.has(feature.needs) and (feature.space is None or vocabulary_sizes.get(feature.space, 0) > 0)
+    )
+
+
+def video_statistics(engine: Engine, tables: Mapping[str, ir.Table], days: Sequence[Any]) -> ir.Table:
+    """What befell each video over the complete days before a day.
+
+    Args:
+        engine: the engine that holds the tables.
+        tables: `impressions` and `watches` with a column `day` (date, local).
+        days: every day from the first of the logs to the day after the last, in order.
+
+    Returns:
+        video_id, day, covered_days (int64, days of logs among the STATISTICS_DAYS before), impressions, clicks,
+        watch_time_ms (of clicked impressions), completed_watches: int64. Videos without an event have no row.
+    """
+    impressions = tables["impressions"]
+    clicks = impressions.clicked.cast("int64")
+    watches = tables["watches"]
+    zero = ibis.literal(0, "int64")
+    one = ibis.literal(1, "int64")
+    counts = ("impressions", "clicks", "watch_time_ms", "completed_watches")
+    shown = impressions.select(
+        "video_id",
+        "day",
+        impressions=one,
+        clicks=clicks,
+        watch_time_ms=clicks * (impressions.watch_time_s.fill_null(0.0) * 1000.0 + 0.5).floor().cast("int64"),
+        completed_watches=zero,
+    )
+    watched = watches.filter(watches.completed).select(
+        "video_id", "day", impressions=zero, clicks=zero, watch_time_ms=zero, completed_watches=one
+    )
+    events = shown.union(watched)
+    daily = events.group_by(["video_id", "day"]).aggregate(
+        **{name: events[name].sum().cast("int64") for name in counts}
+    )
+    daily = engine.materialize(daily)
+    shifted = ibis.union(
+        *(
+            daily.mutate(day=(daily.day + ibis.interval(days=later)).cast("date"))
+            for later in range(1, STATISTICS_DAYS + 1)
+        )
+    )
+    covered = [(shifted.day == day, number) for number, day in enumerate(days[:STATISTICS_DAYS])]
+    summed = (
+        shifted.filter(shifted.day <= days[-1])
+        .mutate(covered_days=ibis.cases(*covered, else_=STATISTICS_DAYS).cast("int64"))
+        .group_by(["video_id", "day", "covered_days"])
+        .aggregate(**{name: shifted[name].sum().cast("int64") for name in counts})
+    )
+    return summed.select("video_id", "day", "covered_days", *counts)
+
+
+@dataclass(frozen=True)
+class RankingTables:
+    """Ranking examples before their columns are chosen: narrow rows, and what is the same for a whole request."""
+
+    examples: ir.Table
+    requests: ir.Table
+    features: tuple[Feature, ...]
+    kept: tuple[str, ...]
+
+    def between(self, first: Any, last: Any) -> ir.Table:
+        """Examples of the days `first` to `last`, with one column per feature."""
+        rows = self.examples.filter(self.examples.day.between(first, last))
+        rows = rows.inner_join(self.requests, ["user_id", "at"])
+        columns: dict[str, ir.Value] = {name: rows[name] for name in self.kept}
+        columns.update({feature.name: feature.expression(rows) for feature in self.features})
+        return rows.select(**columns)
+
+
+def ranking_tables(
+    engine: Engine,
+    tables: Mapping[str, ir.Table],
+    streams: Streams,
+    statistics: ir.Table,
+    days: Sequence[Any],
+    features: Sequence[Feature],
+) -> RankingTables:
+    """Join what every feature reads to the impressions.
+
+    Args:
+        engine: the engine that holds the tables.
+        tables: the tables of the logs, `impressions` with a column `day`.
+        streams: their events.
+        statistics: see `video_statistics`.
+        days: as given to `video_statistics`.
+        features: which to prepare.
+    """
+    impressions, videos, users = tables["impressions"], tables["videos"], tables["users"]
+    kept = tuple(name for name in EXAMPLE_COLUMNS if name in impressions.columns)
+    context = [name for name in ("device", "logged_in") if name in impressions.columns]
+    base = impressions.select(*kept, *context, "day", at=engine.microseconds(impressions.shown_at))
+    facts = videos.select(
+        *(
+            name
+            for name in ("video_id", "channel_id", "topics", "duration_s", "language")
+            if name in videos.columns
+        ),
+        uploaded=engine.microseconds(videos.uploaded_at),
+    )
+    channels = videos.select("video_id", "channel_id")
+    base = engine.materialize(base.left_join(channels, "video_id").select(base, channels.channel_id))
+
+    reads = list(dict.fromkeys(quantity for feature in features for quantity in feature.reads))
+    of_user = [quantity for quantity in reads if quantity.by == ("user_id",)]
+    of_pair = [quantity for quantity in reads if quantity.by != ("user_id",)]
+    requests = as_of(engine, base.select("user_id", "at").distinct(), streams, of_user)
+    people = users.select(*(name for name in ("user_id", "region", "age_years") if name in users.columns))
+    requests = requests.left_join(people, "user_id").select(
+        requests, *(people[name] for name in people.columns if name != "user_id")
+    )
+    requests = engine.materialize(requests)
+
+    rows = as_of(engine, base, streams, of_pair)
+    rows = rows.left_join(facts, "video_id").select(
+        rows, *(facts[name] for name in facts.columns if name not in ("video_id", "channel_id"))
+    )
+    counts = ("impressions", "clicks", "watch_time_ms", "completed_watches")
+    covered = [(rows.day == day, number) for number, day in enumerate(days[:STATISTICS_DAYS])]
+    rows = rows.left_join(statistics, ["video_id", "day"]).select(
+        rows,
+        ibis.cases(*covered, else_=STATISTICS_DAYS).cast("int64").name("covered_days"),
+        *(statistics[name].fill_null(0).name(name) for name in counts),
+    )
+    return RankingTables(engine.materialize(rows), requests, tuple(features), kept)
+
+
+def evaluate_request(
+    features: Sequence[Feature],
+    user: UserHistory,
+    request: RequestContext,
+    videos: Sequence[VideoFacts],
+    statistics: VideoStatistics,
+) -> dict[str, pa.Array]:
+    """The columns of ranking examples for one request, as `Encoder.encode_ranking` takes them.
+
+    Args:
+        features: which; `features_named(manifest["inputs"]["ranking"])` for those of a model.
+        user: what the user did so far; events at or after `request.at` are not looked at.
+        request: the request.
+        videos: the candidates, [N].
+        statistics: of the day of the request.
+
+    Returns:
+        Feature name -> array: [1] for the query side, [N] for the impression side. Missing is null.
+    """
+    moment = Moment(user, request, to_microseconds(request.at), statistics)
+    nobody = videos[0] if videos else VideoFacts(video_id=0)
+    columns: dict[str, pa.Array] = {}
+    for feature in features:
+        asked = (nobody,) if feature.side == "query" else videos
+        values = [feature.evaluate(moment, video) for video in asked]
+        if feature.kind == "continuous":
+            columns[feature.name] = pa.array([math.nan if v is None else v for v in values], pa.float64())
+        else:
+            columns[feature.name] = pa.array(values)
+    return columns

@@ -1,0 +1,122 @@
+"""Vocabularies: which values of an id space a model knows (paper, section 4.1, "Embedding Categorical Features").
+
+Built from training days alone: the top N values by how often training saw them, index 1 the most frequent.
+Whatever is left out is index 0, the zero vector.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+
+from watchnext.engine import Engine
+from watchnext.features.history import Logs
+
+
+@dataclass(frozen=True)
+class Space:
+    """One id space.
+
+    Attributes:
+        name: of the space and of its folder.
+        needs: columns of the logs, as table.column, without which the space does not exist.
+        counted: what a frequency counts, for the docs.
+        count: tables of the training days -> table of token, frequency; a token may come in several rows.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    counted: str
+    count: Callable[[Mapping[str, ir.Table]], ir.Table]
+
+
+def _counts(table: ir.Table, column: str) -> ir.Table:
+    return table.group_by(token=table[column]).aggregate(frequency=lambda rows: rows.count().cast("int64"))
+
+
+def _of_clicked_videos(column: str) -> Callable[[Mapping[str, ir.Table]], ir.Table]:
+    def count(tables: Mapping[str, ir.Table]) -> ir.Table:
+        impressions = tables["impressions"]
+        clicked = _counts(impressions.filter(impressions.clicked), "video_id").rename(video_id="token")
+        facts = tables["videos"].select("video_id", token=tables["videos"][column])
+        if facts["token"].type().is_array():
+            facts = facts.unnest("token")
+        return clicked.inner_join(facts, "video_id").select("token", "frequency")
+
+    return count
+
+
+def _regions(tables: Mapping[str, ir.Table]) -> ir.Table:
+    watches = tables["watches"]
+    active = _counts(watches.filter(watches.completed), "user_id").rename(user_id="token")
+    regions = tables["users"].select("user_id", token=tables["users"].region)
+    return active.inner_join(regions, "user_id").select("token", "frequency")
+
+
+SPACES: tuple[Space, ...] = (
+    Space(
+        "video",
+        ("watches.video_id",),
+        "completed watches: what candidate generation can be trained to name",
+        lambda tables: _counts(tables["watches"].filter(tables["watches"].completed), "video_id"),
+    ),
+    Space("channel", ("videos.channel_id",), "clicked impressions", _of_clicked_videos("channel_id")),
+    Space("topic", ("videos.topics",), "clicked impressions", _of_clicked_videos("topics")),
+    Space("language", ("videos.language",), "clicked impressions", _of_clicked_videos("language")),
+    Space("region", ("users.region",), "completed watches of its users", _regions),
+    Space(
+        "surface",
+        ("impressions.surface",),
+        "impressions",
+        lambda tables: _counts(tables["impressions"], "surface"),
+    ),
+    Space(
+        "device",
+        ("impressions.device",),
+        "impressions",
+        lambda tables: _counts(tables["impressions"], "device"),
+    ),
+    Space(
+        "search_token",
+        ("searches.query",),
+        "searches: unigrams and bigrams",
+        lambda tables: _counts(tables["search_tokens"], "token"),
+    ),
+)
+
+
+def write_vocabularies(
+    engine: Engine, training: Mapping[str, ir.Table], logs: Logs, largest: Mapping[str, int], directory: Path
+) -> dict[str, int]:
+    """Count, cut and store the vocabulary of every space that the logs have.
+
+    Args:
+        engine: the engine that holds the tables.
+        training: the tables of the logs, event tables cut to the training days; `search_tokens` in the form of
+            `history.search_tokens`.
+        logs: say which columns there are.
+        largest: space -> N, how many values to keep.
+        directory: gets one folder per space, with columns token, index (int32 from 1), frequency (int64).
+
+    Returns:
+        Space -> number of values kept; 0, and no folder, for a space of which training has no value.
+    """
+    sizes: dict[str, int] = {}
+    for space in SPACES:
+        if not logs.has(space.needs):
+            continue
+        counted = space.count(training)
+        counted = counted.filter(counted.token.notnull())
+        totals = counted.group_by("token").aggregate(frequency=counted.frequency.sum().cast("int64"))
+        ranked = totals.mutate(
+            index=(ibis.row_number().over(order_by=[totals.frequency.desc(), totals.token.asc()]) + 1).cast(
+                "int32"
+            )
+        )
+        kept = ranked.filter(ranked["index"] <= largest[space.name]).select("token", "index", "frequency")
+        sizes[space.name] = engine.write(kept, directory / space.name, sort_by=["index"])
+        if sizes[space.name] == 0:
+            engine.remove(directory / space.name)
+    return sizes
