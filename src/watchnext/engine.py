@@ -67,41 +67,63 @@ class Engine:
         """Instants -> int64 microseconds since 1970 UTC: exact, and orders and windows are cheapest on integers."""
         return unix_micros(instant) if self.kind == "spark" else epoch_us(instant)
 
-    def write(self, table: ir.Table, directory: Path, sort_by: Sequence[str]) -> int:
+    def write(self, table: ir.Table, directory: Path, sort_by: Sequence[str], part: int | None = None) -> int:
         """Store `table` in `directory`, rows in the total order `sort_by`, and return the number of rows.
 
         On DuckDB the same rows give the same bytes.
+
+        Args:
+            table: what to store.
+            directory: replaced, unless `part` is given.
+            sort_by: columns that order the rows totally; nulls first.
+            part: adds the rows to the directory as this part, from 0; None: they are all of the table.
         """
-        if directory.exists():
+        if part is None and directory.exists():
             shutil.rmtree(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         ordered = table.order_by([ibis.asc(table[name], nulls_first=True) for name in sort_by])
         if self.kind == "duckdb":
-            directory.mkdir()
-            target = directory / "part-00000.parquet"
+            target = directory / f"part-{part or 0:05d}.parquet"
             sql = ibis.to_sql(ordered, dialect="duckdb")
-            self.backend.raw_sql(
-                f"COPY ({sql}) TO '{_quoted(target)}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})"
-            )
-        else:
-            ordered.to_parquet_dir(str(directory))
+            options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
+            (rows,) = self.backend.raw_sql(f"COPY ({sql}) TO '{_quoted(target)}' ({options})").fetchone()
+            return int(rows)
+        before = 0 if part is None or not any(directory.glob("part-*.parquet")) else self._count(directory)
+        ordered.to_parquet_dir(str(directory), mode="append")
+        return self._count(directory) - before
+
+    def _count(self, directory: Path) -> int:
         return int(self.read(directory).count().execute())
 
     def materialize(self, table: ir.Table) -> ir.Table:
-        """Compute `table` once and keep the rows, in memory or spilled, for the expressions built on it."""
+        """Compute `table` once and keep the rows, in memory or spilled, for the expressions built on it.
+
+        They are kept until the `scope` around the call ends, or the engine is closed.
+        """
         kept = table.cache()
         self._kept.append(kept)
         return kept
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Let go, at the end of the block, of what was materialized in it."""
+        outside = len(self._kept)
+        try:
+            yield
+        finally:
+            self._release(outside)
 
     def remove(self, directory: Path) -> None:
         """Delete a table that `write` stored."""
         shutil.rmtree(directory)
 
+    def _release(self, keep: int) -> None:
+        while len(self._kept) > keep:
+            self._kept.pop().release()
+
     def close(self) -> None:
         # Ibis would drop them when they are collected, by then on a closed connection.
-        for table in self._kept:
-            table.release()
-        self._kept.clear()
+        self._release(0)
         self.backend.disconnect()
 
 

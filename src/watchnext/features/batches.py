@@ -5,9 +5,10 @@ them. So a champion and its challenger judge the same rows, each with its own vo
 the same code as training.
 """
 
+import datetime
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -45,6 +46,41 @@ class FeatureSpec:
     space: str | None = None
     length: int | None = None
     side: Literal["query", "impression"] = "query"
+
+
+def write_manifest(
+    path: Path,
+    *,
+    source: str,
+    time_zone: str,
+    data_digest: str,
+    days: Mapping[str, Any],
+    trained_until_at: datetime.datetime,
+    retrieval: Sequence[FeatureSpec],
+    ranking: Sequence[FeatureSpec],
+    absent_inputs: Sequence[str],
+) -> None:
+    """Store what a later stage needs to know of the features: `manifest.json`, read again by `Encoder.load`."""
+    lengths = {spec.name: spec.length for spec in (*retrieval, *ranking)}
+    manifest = {
+        "format": 1,
+        "source": source,
+        "time_zone": time_zone,
+        "data_digest": data_digest,
+        "days": days,
+        "trained_until_at": trained_until_at.isoformat(),
+        "history_length": lengths.get("history"),
+        "token_bag_length": lengths.get("search_tokens"),
+        "recent_watches_length": lengths.get("recent_watches"),
+        "inputs": {
+            "retrieval": [spec.name for spec in retrieval],
+            "ranking": [spec.name for spec in ranking],
+        },
+        "absent_inputs": list(absent_inputs),
+        "retrieval_features": [asdict(spec) for spec in retrieval],
+        "ranking_features": [asdict(spec) for spec in ranking],
+    }
+    path.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 class Vocabulary:

@@ -5,6 +5,7 @@ microsecond do not know of each other, and no example knows of its own outcome.
 """
 
 import bisect
+import dataclasses
 import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ import ibis
 import ibis.expr.types as ir
 
 from watchnext import schema
-from watchnext.data.split import local_day
+from watchnext.data.split import SplitDays, local_day
 from watchnext.engine import Engine
 from watchnext.errors import InputError
 
@@ -138,6 +139,43 @@ class Streams:
         self.tables = dict(tables)
 
 
+def day_ranges(split: SplitDays) -> dict[str, tuple[datetime.date, datetime.date]]:
+    """Split -> its first and its last day, for the splits that there are days for, in order of time."""
+    single = {"tuning": split.tuning, "gate": split.gate, "shadow": split.shadow}
+    return {
+        "training": split.training,
+        **{name: (day, day) for name, day in single.items() if day is not None},
+    }
+
+
+def user_buckets(logs: Logs, events_per_bucket: int) -> list[Logs]:
+    """The logs cut by users into pieces of about `events_per_bucket` impressions and watches.
+
+    Windows and joins over a user's events then fit into memory however long the logs are; DuckDB's windows
+    spill and slow down otherwise. A user is never cut: one with more events than that has a piece of his own.
+    """
+    events = ibis.union(*(logs.tables[name].select("user_id") for name in ("impressions", "watches")))
+    per_user = events.group_by("user_id").aggregate(events=lambda rows: rows.count())
+    before = per_user.events.sum().over(ibis.window(order_by="user_id", rows=(None, 0))) - per_user.events
+    numbered = per_user.mutate(bucket=(before // events_per_bucket).cast("int64"))
+    firsts = (
+        numbered.group_by("bucket").aggregate(first=numbered.user_id.min()).order_by("bucket").to_pyarrow()
+    )
+    starts = firsts["first"].to_pylist()
+    if len(starts) <= 1:
+        return [logs]
+    pieces = []
+    for start, end in zip(starts, [*starts[1:], None], strict=True):
+        tables = {}
+        for name, table in logs.tables.items():
+            if name != "videos":
+                table = table.filter(table.user_id >= start)
+                table = table if end is None else table.filter(table.user_id < end)
+            tables[name] = table
+        pieces.append(dataclasses.replace(logs, tables=tables))
+    return pieces
+
+
 def make_streams(engine: Engine, logs: Logs) -> Streams:
     """Bring the tables of the logs into the form that `as_of` takes."""
     tables = logs.tables
@@ -177,7 +215,7 @@ def make_streams(engine: Engine, logs: Logs) -> Streams:
         completed = completed.union(earlier)
     streams["completed_watches"] = completed
     if "searches" in tables:
-        streams["search_tokens"] = search_tokens(engine, tables["searches"])
+        streams["search_tokens"] = engine.materialize(search_tokens(engine, tables["searches"]))
     return Streams(streams)
 
 

@@ -8,32 +8,50 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import ibis
 import ibis.expr.types as ir
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 BELOW_ONE = float(np.nextafter(np.float32(1.0), np.float32(0.0)))
 """The largest normalised value: the greatest float32 below 1."""
 
 
-def compute_boundaries(examples: ir.Table, names: Sequence[str], count: int) -> dict[str, list[float]]:
+SAMPLE_ROWS = 4_000_000
+"""Quantiles are taken over about so many examples at most: their standard error is then below 0.0003 of the rows."""
+
+
+def compute_boundaries(
+    examples: ir.Table, names: Sequence[str], count: int, *, key: Sequence[str], rows: int
+) -> dict[str, list[float]]:
     """Quantiles of each feature over `examples`, missing values left out.
 
     Args:
         examples: one float64 column per name; null = missing.
         names: the features.
         count: how many boundaries, the smallest and the largest value included; at least 2.
+        key: columns that identify an example; by their md5 a sample is drawn where there are too many.
+        rows: number of examples.
 
     Returns:
         Per feature the quantiles at i / (count - 1), ascending. Equal neighbours are kept: they are how a
         value that many examples share gets its share of [0, 1). Empty where every value is missing.
     """
-    positions = [i / (count - 1) for i in range(count)]
+    if rows > SAMPLE_ROWS:
+        digits = 6
+        text = ibis.literal("")
+        for name in key:
+            text = text + examples[name].cast("string") + "|"
+        bound = f"{int(SAMPLE_ROWS / rows * 16**digits):0{digits}x}"
+        examples = examples.filter(text.hexdigest("md5")[:digits] < bound)
+    positions = np.arange(count) / (count - 1)
     boundaries: dict[str, list[float]] = {}
     for name in names:
-        # One feature at a time: an exact quantile holds all values of its column in memory.
-        found = examples.aggregate(x=examples[name].quantile(positions)).to_pyarrow()["x"][0].as_py()
-        boundaries[name] = sorted(found) if found else []
+        # One column at a time is all that has to fit into memory.
+        values = pc.drop_null(examples.select(name).to_pyarrow()[name]).to_numpy()
+        values = values[~np.isnan(values)]
+        boundaries[name] = np.quantile(values, positions).tolist() if len(values) else []
     return boundaries
 
 

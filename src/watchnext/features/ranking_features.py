@@ -5,18 +5,31 @@ them equal. To add a feature, add a declaration to FEATURES: what it reads of a 
 quantities, and both the tables and the in-memory `UserHistory` are as of the instant of the request.
 """
 
+import datetime
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
+from watchnext.data.split import SplitDays
 from watchnext.engine import Engine
 from watchnext.features.batches import FeatureSpec, Kind
-from watchnext.features.history import AsOf, Id, Instant, Logs, Streams, UserHistory, as_of, to_microseconds
+from watchnext.features.history import (
+    AsOf,
+    Id,
+    Instant,
+    Logs,
+    Streams,
+    UserHistory,
+    as_of,
+    day_ranges,
+    to_microseconds,
+)
 
 STATISTICS_DAYS = 7
 """How many complete days before a request the statistics of a video cover."""
@@ -472,7 +485,7 @@ def video_statistics(engine: Engine, tables: Mapping[str, ir.Table], days: Seque
     Args:
         engine: the engine that holds the tables.
         tables: `impressions` and `watches` with a column `day` (date, local).
-        days: every day from the first of the logs to the day after the last, in order.
+        days: every day from the first to the day after the last, in order; events outside do not count.
 
     Returns:
         video_id, day, covered_days (int64, days of logs among the STATISTICS_DAYS before), impressions, clicks,
@@ -500,6 +513,7 @@ def video_statistics(engine: Engine, tables: Mapping[str, ir.Table], days: Seque
         **{name: events[name].sum().cast("int64") for name in counts}
     )
     daily = engine.materialize(daily)
+    daily = daily.filter(daily.day >= days[0])
     shifted = ibis.union(
         *(
             daily.mutate(day=(daily.day + ibis.interval(days=later)).cast("date"))
@@ -589,6 +603,80 @@ def ranking_tables(
         *(statistics[name].fill_null(0).name(name) for name in counts),
     )
     return RankingTables(engine.materialize(rows), requests, tuple(features), kept)
+
+
+def statistics_days(split: SplitDays) -> list[datetime.date]:
+    """Every day from the first training day to the day after the last of the split."""
+    last = max(day for _, day in day_ranges(split).values())
+    number = (last - split.training[0]).days + 2
+    return [split.training[0] + datetime.timedelta(days=later) for later in range(number)]
+
+
+def write_video_statistics(engine: Engine, logs: Logs, split: SplitDays, features_dir: Path) -> None:
+    """Store `video_statistics` of every day of the split and of the day after."""
+    with engine.scope():
+        statistics = video_statistics(engine, logs.tables, statistics_days(split))
+        engine.write(statistics, features_dir / "video_statistics", sort_by=["day", "video_id"])
+
+
+def write_ranking_examples(
+    engine: Engine,
+    logs: Logs,
+    streams: Streams,
+    split: SplitDays,
+    features: Sequence[Feature],
+    features_dir: Path,
+    *,
+    part: int,
+) -> dict[str, int]:
+    """Store the examples of some users as part `part` of every split.
+
+    Args:
+        engine: the engine that holds the tables.
+        logs: of these users.
+        streams: their events.
+        split: which days.
+        features: which.
+        features_dir: holds `video_statistics`, gets `ranking_examples/<split>`.
+        part: number of these users' bucket.
+
+    Returns:
+        ranking_examples_<split> -> rows.
+    """
+    statistics = engine.read(features_dir / "video_statistics")
+    prepared = ranking_tables(engine, logs.tables, streams, statistics, statistics_days(split), features)
+    return {
+        f"ranking_examples_{name}": engine.write(
+            prepared.between(first, last),
+            features_dir / "ranking_examples" / name,
+            sort_by=["shown_at", "request_id", "video_id"],
+            part=part,
+        )
+        for name, (first, last) in day_ranges(split).items()
+    }
+
+
+def describe_inputs(examples: ir.Table, features: Sequence[Feature]) -> list[dict[str, Any]]:
+    """Per feature its kind, and the share of examples that lack it (for bags: that have an empty one)."""
+
+    def lacking(feature: Feature) -> ir.Value:
+        value = examples[feature.name]
+        gone = value.isnull()
+        if feature.kind == "multivalent":
+            gone = gone | (value.length() == 0)
+        return gone.cast("int64").mean().name(feature.name)
+
+    shares = examples.aggregate([lacking(feature) for feature in features]).to_pyarrow().to_pylist()[0]
+    return [
+        {
+            "input": feature.name,
+            "kind": feature.kind,
+            "side": feature.side,
+            "missing_share": round(shares[feature.name], 6),
+            "meaning": feature.meaning,
+        }
+        for feature in features
+    ]
 
 
 def evaluate_request(

@@ -5,15 +5,16 @@ number of examples per user keeps the most active users from ruling the loss.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
+from watchnext.data.split import SplitDays
 from watchnext.engine import Engine
 from watchnext.features.batches import FeatureSpec
-from watchnext.features.history import AsOf, Logs, Streams, UserHistory, as_of
+from watchnext.features.history import AsOf, Logs, Streams, UserHistory, as_of, day_ranges
 from watchnext.features.ranking_features import RequestContext
 
 HISTORY_LENGTH = 50
@@ -77,9 +78,8 @@ def retrieval_examples(
     streams: Streams,
     labels: ir.Table,
     inputs: Sequence[FeatureSpec],
-    newest_at: int | None,
 ) -> ir.Table:
-    """Labels with the inputs as of their instants.
+    """Labels with the inputs as of their instants, save `example_age_s`; and `day`, `at`.
 
     Args:
         engine: the engine that holds the tables.
@@ -87,23 +87,90 @@ def retrieval_examples(
         streams: their events.
         labels: see `retrieval_labels`.
         inputs: which inputs to make.
-        newest_at: microseconds of the newest training label, from which `example_age_s` counts back; None makes
-            it 0, as it is when serving.
     """
     names = {spec.name for spec in inputs}
     quantities = [_HISTORY] + ([_TOKENS] if "search_tokens" in names else [])
+    labels = engine.materialize(labels)
     state = as_of(engine, labels.select("user_id", "at").distinct(), streams, quantities)
-    rows = labels.inner_join(state, ["user_id", "at"])
-    columns: dict[str, Any] = {"history": rows[_HISTORY.column]}
+    renamed = {"history": state[_HISTORY.column]}
     if "search_tokens" in names:
-        columns["search_tokens"] = rows[_TOKENS.column]
+        renamed["search_tokens"] = state[_TOKENS.column]
+    rows = labels.inner_join(state, ["user_id", "at"]).select(labels, **renamed)
     if "region" in names:
         people = tables["users"].select("user_id", "region")
-        rows = rows.left_join(people, "user_id")
-        columns["region"] = rows.region
-    age = ibis.literal(0.0) if newest_at is None else (newest_at - rows["at"]).cast("float64") / 1_000_000.0
-    kept = [name for name in ("user_id", "watched_at", "video_id", "origin") if name in labels.columns]
-    return rows.select(*kept, age.name("example_age_s"), **columns)
+        rows = rows.left_join(people, "user_id").select(rows, people.region)
+    return engine.materialize(rows)
+
+
+def with_example_age(examples: ir.Table, newest_at: int | None) -> ir.Table:
+    """Add `example_age_s` and leave the columns that are stored.
+
+    Args:
+        examples: see `retrieval_examples`.
+        newest_at: microseconds of the newest training label, from which the age counts back (paper, section
+            3.3); None makes it 0, as it is when serving.
+    """
+    age = (
+        ibis.literal(0.0) if newest_at is None else (newest_at - examples["at"]).cast("float64") / 1_000_000.0
+    )
+    return examples.mutate(example_age_s=age.cast("float64")).drop("day", "at")
+
+
+def write_retrieval_examples(
+    engine: Engine,
+    logs: Logs,
+    streams: Streams,
+    split: SplitDays,
+    inputs: Sequence[FeatureSpec],
+    features_dir: Path,
+    *,
+    newest_at: int,
+    seed: int,
+    examples_per_user: int,
+    part: int,
+) -> dict[str, int]:
+    """Store the examples of some users as part `part` of every split.
+
+    Args:
+        engine: the engine that holds the tables.
+        logs: of these users.
+        streams: their events.
+        split: which days.
+        inputs: which inputs to make.
+        features_dir: holds `vocabularies/video`, gets `retrieval_examples/<split>`.
+        newest_at: microseconds of the newest completed watch of all users in training.
+        seed: of the run.
+        examples_per_user: of training.
+        part: number of these users' bucket.
+
+    Returns:
+        retrieval_examples_<split> -> rows.
+    """
+    ranges = day_ranges(split)
+    labels = retrieval_labels(engine, logs.tables)
+    known = engine.read(features_dir / "vocabularies" / "video")
+    first, last = ranges["training"]
+    chosen = choose_training(labels.filter(labels.day.between(first, last)), known, seed, examples_per_user)
+    held_out = labels.filter(
+        labels.day.isin([day for name, (day, _) in ranges.items() if name != "training"])
+    )
+    examples = retrieval_examples(engine, logs.tables, streams, chosen.union(held_out), inputs)
+    rows = {}
+    for name, (first, last) in ranges.items():
+        of_split = examples.filter(examples.day.between(first, last))
+        rows[f"retrieval_examples_{name}"] = engine.write(
+            with_example_age(of_split, newest_at if name == "training" else None),
+            features_dir / "retrieval_examples" / name,
+            sort_by=["watched_at", "user_id", "video_id"],
+            part=part,
+        )
+    return rows
+
+
+def newest_label_at(engine: Engine, training: Mapping[str, ir.Table]) -> int:
+    """Microseconds of the newest completed watch of the training days: the paper's t_max."""
+    labels = retrieval_labels(engine, training)
+    return int(labels["at"].max().execute())
 
 
 def request_columns(user: UserHistory, request: RequestContext, inputs: Sequence[str]) -> dict[str, pa.Array]:

@@ -4,6 +4,7 @@ Built from training days alone: the top N values by how often training saw them,
 Whatever is left out is index 0, the zero vector.
 """
 
+import datetime
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import ibis
 import ibis.expr.types as ir
 
+from watchnext.data.split import SplitDays, day_begins_at
 from watchnext.engine import Engine
-from watchnext.features.history import Logs
+from watchnext.errors import InputError
+from watchnext.features.history import Logs, search_tokens, to_microseconds
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,55 @@ SPACES: tuple[Space, ...] = (
 )
 
 
+def training_tables(engine: Engine, logs: Logs, split: SplitDays) -> dict[str, ir.Table]:
+    """The tables of the logs, event tables cut at the end of the last training day; and `search_tokens`."""
+    last = split.training[1]
+    training = {name: logs.tables[name] for name in ("videos", "users")}
+    for name in ("impressions", "watches"):
+        training[name] = logs.tables[name].filter(logs.tables[name].day <= last)
+    if "searches" in logs.tables:
+        tokens = search_tokens(engine, logs.tables["searches"])
+        training["search_tokens"] = tokens.filter(
+            tokens["at"] < to_microseconds(trained_until_at(logs, split))
+        )
+    return training
+
+
+def trained_until_at(logs: Logs, split: SplitDays) -> datetime.datetime:
+    """The end of training, exclusive: midnight after its last day, in the time zone of the logs."""
+    return day_begins_at(split.training[1] + datetime.timedelta(days=1), logs.time_zone)
+
+
+def check_trainable(training: Mapping[str, ir.Table], split: SplitDays) -> None:
+    """Refuse training days that no model can be fitted on.
+
+    Raises:
+        InputError: they have no completed watch (nothing to retrieve) or no click (nothing to rank by).
+    """
+    days = f"training days {split.training[0]} to {split.training[1]}"
+    watches, impressions = training["watches"], training["impressions"]
+    counted = (
+        watches.aggregate(rows=watches.count(), good=watches.completed.sum()).to_pyarrow().to_pylist()[0]
+    )
+    if not counted["good"]:
+        raise InputError(
+            f"no watch was completed in the {days}: candidate generation has no positive example",
+            where=f"watches.completed, {counted['rows']} rows",
+            remedy="check how the source fills `completed`, or add logs of days that have completed watches",
+        )
+    counted = (
+        impressions.aggregate(rows=impressions.count(), good=impressions.clicked.sum())
+        .to_pyarrow()
+        .to_pylist()[0]
+    )
+    if not counted["good"]:
+        raise InputError(
+            f"no impression was clicked in the {days}: ranking has no positive example",
+            where=f"impressions.clicked, {counted['rows']} rows",
+            remedy="check how the source fills `clicked`, or add logs of days that have clicks",
+        )
+
+
 def write_vocabularies(
     engine: Engine, training: Mapping[str, ir.Table], logs: Logs, largest: Mapping[str, int], directory: Path
 ) -> dict[str, int]:
@@ -94,8 +146,7 @@ def write_vocabularies(
 
     Args:
         engine: the engine that holds the tables.
-        training: the tables of the logs, event tables cut to the training days; `search_tokens` in the form of
-            `history.search_tokens`.
+        training: see `training_tables`.
         logs: say which columns there are.
         largest: space -> N, how many values to keep.
         directory: gets one folder per space, with columns token, index (int32 from 1), frequency (int64).

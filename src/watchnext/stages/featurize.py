@@ -1,29 +1,19 @@
 """Stage `featurize`: validated logs become vocabularies, quantiles and examples as of their instants, split by time."""
 
-import datetime
-import json
+import csv
 import tempfile
-from dataclasses import asdict
+from collections import Counter
 from pathlib import Path
 
 from pydantic import Field
 
 from watchnext.config import Section
-from watchnext.console import say
-from watchnext.data.split import day_begins_at, rows_per_day, split_days, whole_days
+from watchnext.console import say, track
+from watchnext.data.split import rows_per_day, split_days, whole_days
 from watchnext.engine import EngineParams, connect
-from watchnext.errors import InputError
-from watchnext.features.history import make_streams, read_logs, to_microseconds
-from watchnext.features.quantiles import compute_boundaries, write_boundaries
-from watchnext.features.ranking_features import FEATURES, possible_features, ranking_tables, video_statistics
-from watchnext.features.retrieval_examples import (
-    INPUTS,
-    choose_training,
-    possible_inputs,
-    retrieval_examples,
-    retrieval_labels,
-)
-from watchnext.features.vocabulary import write_vocabularies
+from watchnext.features import quantiles, ranking_features, retrieval_examples, vocabulary
+from watchnext.features.batches import write_manifest
+from watchnext.features.history import make_streams, read_logs, user_buckets
 
 
 class VocabularySizes(Section):
@@ -45,7 +35,7 @@ class Params(Section):
     vocabulary_sizes: VocabularySizes = VocabularySizes()
     examples_per_user: int = Field(default=50, ge=1)
     quantile_boundaries: int = Field(default=256, ge=2)
-    users_per_bucket: int = Field(default=200_000, ge=1)
+    events_per_bucket: int = Field(default=3_000_000, ge=1)
 
 
 def featurize(
@@ -54,97 +44,85 @@ def featurize(
     """Make the features of `tables`.
 
     Raises:
-        InputError: too few days, no completed watch or no click in the training days.
+        InputError: too few days, or no completed watch or no click in the training days.
     """
     out_features.mkdir(parents=True)
     out_report.mkdir(parents=True)
-    metrics: dict[str, float | int | str] = {}
     with (
-        tempfile.TemporaryDirectory(dir=out_features.parent) as scratch,
+        tempfile.TemporaryDirectory(prefix=".scratch-", dir=out_features) as scratch,
         connect(engine, Path(scratch)) as opened,
     ):
         logs = read_logs(opened, tables)
         split = split_days(whole_days(rows_per_day(logs.tables["impressions"], "shown_at", logs.time_zone)))
-        judged = {"tuning": split.tuning, "gate": split.gate, "shadow": split.shadow}
-        splits = {"training": split.training, **{name: (day, day) for name, day in judged.items() if day}}
         if split.not_judged():
-            say(
-                f"featurize: too few days for the splits {', '.join(split.not_judged())}; what they judge is not judged"
-            )
-        newest = max(last for _, last in splits.values())
-        number = (newest - split.training[0]).days + 2
-        days = [split.training[0] + datetime.timedelta(days=later) for later in range(number)]
-        trained_until_at = day_begins_at(split.training[1] + datetime.timedelta(days=1), logs.time_zone)
-
-        streams = make_streams(opened, logs)
-        training = {
-            name: logs.tables[name].filter(logs.tables[name].day <= split.training[1])
-            for name in ("impressions", "watches")
-        } | {name: logs.tables[name] for name in ("videos", "users")}
-        if "search_tokens" in streams.tables:
-            tokens = streams.tables["search_tokens"]
-            training["search_tokens"] = tokens.filter(tokens["at"] < to_microseconds(trained_until_at))
-        sizes = write_vocabularies(
+            say(f"featurize: too few days of logs, so there is no day for: {', '.join(split.not_judged())}")
+        training = vocabulary.training_tables(opened, logs, split)
+        vocabulary.check_trainable(training, split)
+        sizes = vocabulary.write_vocabularies(
             opened, training, logs, params.vocabulary_sizes.model_dump(), out_features / "vocabularies"
         )
-        if sizes["video"] == 0:
-            raise InputError("no completed watch")
+        inputs = retrieval_examples.possible_inputs(logs, sizes)
+        features = ranking_features.possible_features(logs, sizes)
+        newest_at = retrieval_examples.newest_label_at(opened, training)
 
-        inputs = possible_inputs(logs, sizes)
-        labels = opened.materialize(retrieval_labels(opened, logs.tables))
-        for name, (first, last) in splits.items():
-            chosen = labels.filter(labels.day.between(first, last))
-            newest_at = None
-            if name == "training":
-                newest_at = int(chosen["at"].max().execute())
-                known = opened.read(out_features / "vocabularies" / "video")
-                chosen = choose_training(chosen, known, seed, params.examples_per_user)
-            examples = retrieval_examples(opened, logs.tables, streams, chosen, inputs, newest_at)
-            metrics[f"retrieval_examples_{name}"] = opened.write(
-                examples,
-                out_features / "retrieval_examples" / name,
-                sort_by=["watched_at", "user_id", "video_id"],
-            )
-
-        statistics = opened.materialize(video_statistics(opened, logs.tables, days))
-        opened.write(statistics, out_features / "video_statistics", sort_by=["day", "video_id"])
-        features = possible_features(logs, sizes)
-        prepared = ranking_tables(opened, logs.tables, streams, statistics, days, features)
-        for name, (first, last) in splits.items():
-            metrics[f"ranking_examples_{name}"] = opened.write(
-                prepared.between(first, last),
-                out_features / "ranking_examples" / name,
-                sort_by=["shown_at", "request_id", "video_id"],
-            )
-        continuous = [feature.name for feature in features if feature.kind == "continuous"]
-        stored = opened.read(out_features / "ranking_examples" / "training")
-        boundaries = compute_boundaries(stored, continuous, params.quantile_boundaries)
-        features = tuple(feature for feature in features if boundaries.get(feature.name, [0.0]))
-        write_boundaries(boundaries, out_features / "quantiles.json")
         opened.write(logs.tables["videos"], out_features / "videos", sort_by=["video_id"])
+        ranking_features.write_video_statistics(opened, logs, split, out_features)
+        rows: Counter[str] = Counter()
+        buckets = user_buckets(logs, params.events_per_bucket)
+        for part, own in enumerate(track(buckets, "featurize: users in buckets")):
+            with opened.scope():
+                streams = make_streams(opened, own)
+                with opened.scope():
+                    rows.update(
+                        retrieval_examples.write_retrieval_examples(
+                            opened,
+                            own,
+                            streams,
+                            split,
+                            inputs,
+                            out_features,
+                            newest_at=newest_at,
+                            seed=seed,
+                            examples_per_user=params.examples_per_user,
+                            part=part,
+                        )
+                    )
+                rows.update(
+                    ranking_features.write_ranking_examples(
+                        opened, own, streams, split, features, out_features, part=part
+                    )
+                )
+        examples = opened.read(out_features / "ranking_examples" / "training")
+        boundaries = quantiles.compute_boundaries(
+            examples,
+            [feature.name for feature in features if feature.kind == "continuous"],
+            params.quantile_boundaries,
+            key=("request_id", "video_id"),
+            rows=rows["ranking_examples_training"],
+        )
+        described = ranking_features.describe_inputs(examples, features)
 
+    features = tuple(feature for feature in features if boundaries.get(feature.name, True))
+    declared = [spec.name for spec, _ in retrieval_examples.INPUTS]
+    declared += [feature.name for feature in ranking_features.FEATURES]
     present = {spec.name for spec in inputs} | {feature.name for feature in features}
-    declared = [spec.name for spec, _ in INPUTS] + [feature.name for feature in FEATURES]
     absent = [name for name in declared if name not in present]
     if absent:
-        say(
-            f"featurize: absent from the models, because the logs have no values for them: {', '.join(absent)}"
-        )
-    manifest = {
-        "format": 1,
-        "source": logs.source,
-        "time_zone": logs.time_zone,
-        "data_digest": logs.digest,
-        "days": split.to_manifest(),
-        "trained_until_at": trained_until_at.isoformat(),
-        "inputs": {
-            "retrieval": [spec.name for spec in inputs],
-            "ranking": [feature.name for feature in features],
-        },
-        "absent_inputs": absent,
-        "retrieval_features": [asdict(spec) for spec in inputs],
-        "ranking_features": [asdict(feature.spec) for feature in features],
-    }
-    (out_features / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    metrics.update({f"vocabulary_{space}": size for space, size in sizes.items()})
-    return metrics
+        say(f"featurize: absent from the models, the logs have no values for them: {', '.join(absent)}")
+    quantiles.write_boundaries(boundaries, out_features / "quantiles.json")
+    write_manifest(
+        out_features / "manifest.json",
+        source=logs.source,
+        time_zone=logs.time_zone,
+        data_digest=logs.digest,
+        days=split.to_manifest(),
+        trained_until_at=vocabulary.trained_until_at(logs, split),
+        retrieval=inputs,
+        ranking=[feature.spec for feature in features],
+        absent_inputs=absent,
+    )
+    with (out_report / "inputs.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(described[0]))
+        writer.writeheader()
+        writer.writerows(described)
+    return {**rows, **{f"vocabulary_{space}": size for space, size in sizes.items()}}
