@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from watchnext.bundle import Bundle
 from watchnext.tracking import DATABASE, open_client
 
 
@@ -25,3 +26,37 @@ def project_root(empty_mlflow_database: Path, tmp_path: Path, monkeypatch: pytes
     (root / DATABASE).parent.mkdir(parents=True)
     shutil.copy2(empty_mlflow_database, root / DATABASE)
     return root
+
+
+@pytest.fixture(scope="session")
+def world_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Validated tables of the tiny world (see tiny_world)."""
+    import tiny_world
+
+    return tiny_world.write_tables(tmp_path_factory.mktemp("world") / "validated")
+
+
+@pytest.fixture(scope="session")
+def world_features(world_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of the tiny world."""
+    import tiny_world
+
+    return tiny_world.write_features(world_tables, tmp_path_factory.mktemp("world") / "features")
+
+
+@pytest.fixture(scope="session")
+def right_bundle(world_features: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Both models are right about the tiny world."""
+    import tiny_world
+
+    return tiny_world.make_bundle(tmp_path_factory.mktemp("right"), world_features)
+
+
+@pytest.fixture(scope="session")
+def wrong_bundle(world_features: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Candidates are from elsewhere on the ring, and the ranking is upside down."""
+    import tiny_world
+
+    return tiny_world.make_bundle(
+        tmp_path_factory.mktemp("wrong"), world_features, steps=150, watch_time_sign=-1.0
+    )
