@@ -1,0 +1,381 @@
+"""Judging models on the examples of one day: used by `evaluate` and by the gate, so that both measure alike.
+
+Examples are stored with the ids of the logs. Whoever is judged brings its own encoder (its vocabularies), so
+that two models of different trainings are judged on the same rows.
+"""
+
+import dataclasses
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from watchnext.errors import InputError
+from watchnext.evaluation import metrics
+from watchnext.features.batches import Encoder, FeatureSpec, read_examples
+from watchnext.index.search import ExactSearcher, Searcher
+from watchnext.models.candidate_sources import MostPopular
+
+QueryTower = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+"""Encoded requests -> query embeddings float32 [num_queries, embedding_dim]."""
+
+Ranker = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+"""Encoded impressions -> `expected_watch_time_s` and `logit`, float32 [num_impressions] each."""
+
+Exclude = Literal["none", "watched"]
+
+REQUEST = "request"
+USER_SURFACE_DAY = "user_surface_day"
+"""What groups of impressions are, see `group_impressions`."""
+
+JUDGED = ("request_id", "user_id", "video_id", "shown_at", "surface", "clicked", "watch_time_s")
+"""Columns of ranking examples that judging needs."""
+
+_SCORES_AT_ONCE = 20_000_000
+_PARTS_AT_ONCE = 16_384
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalResult:
+    """How a source of candidates ranked what users went on to watch, one event per stored row, in its order.
+
+    Attributes:
+        ranks: int64 [num_events], from 1; metrics.UNRANKED where the label cannot be recommended.
+        user_ids: [num_events].
+    """
+
+    ranks: np.ndarray
+    user_ids: pa.Array
+
+    def metrics(self, ks: tuple[int, ...] = (10, 50, 100, 200)) -> dict[str, float]:
+        """recall, precision and ndcg at each K, and map."""
+        values = {"map": metrics.mean_average_precision(self.ranks)}
+        for k in ks:
+            values[f"recall_at_{k}"] = metrics.recall_at_k(self.ranks, k)
+            values[f"precision_at_{k}"] = metrics.precision_at_k(self.ranks, k)
+            values[f"ndcg_at_{k}"] = metrics.ndcg_at_k(self.ranks, k)
+        return values
+
+
+@dataclasses.dataclass(frozen=True)
+class RankingResult:
+    """How a ranker scored the impressions of a day, one row per stored row, in its order.
+
+    Attributes:
+        scores: [num_impressions], with every input as of the instant of the impression.
+        pair_scores: [num_impressions], what pairs are compared by: the query side is that of the whole group,
+            see `hold_query_side`. The same as `scores` where groups are requests.
+        clicked: bool [num_impressions].
+        watch_time_s: [num_impressions] seconds, 0 where unclicked.
+        groups: int64 [num_impressions]; pairs are made within a group.
+        group_kind: `request`, or `user_surface_day` where most requests are a single impression.
+        user_ids: [num_impressions].
+    """
+
+    scores: np.ndarray
+    pair_scores: np.ndarray
+    clicked: np.ndarray
+    watch_time_s: np.ndarray
+    groups: np.ndarray
+    group_kind: str
+    user_ids: pa.Array
+
+    def metrics(self) -> dict[str, float]:
+        """What needs only the order of scores.
+
+        Returns:
+            weighted_pairwise_loss and auc; where groups are not requests also
+            weighted_pairwise_loss_live_context, the loss if the query side is left to move within a group.
+        """
+        outcome = (self.clicked, self.watch_time_s, self.groups)
+        values = {
+            "weighted_pairwise_loss": metrics.weighted_pairwise_loss(self.pair_scores, *outcome),
+            "auc": metrics.auc(self.scores, self.clicked),
+        }
+        if self.group_kind != REQUEST:
+            values["weighted_pairwise_loss_live_context"] = metrics.weighted_pairwise_loss(
+                self.scores, *outcome
+            )
+        return values
+
+
+def evaluate_retrieval(
+    query_tower: QueryTower,
+    candidates: np.ndarray | Searcher,
+    encoder: Encoder,
+    examples: Path,
+    *,
+    exclude: Exclude = "none",
+    depth: int = 200,
+    max_events: int | None = None,
+) -> RetrievalResult:
+    """Rank every label of a day's retrieval examples.
+
+    Args:
+        query_tower: the model judged.
+        candidates: its candidate embeddings [V, embedding_dim], row r = index r + 1 of the encoder's videos: every
+            label gets its exact rank. Or an index over them: labels beyond its first `depth` are UNRANKED.
+        encoder: the encoder that belongs to the model.
+        examples: directory of the examples, e.g. retrieval_examples/gate.
+        exclude: `watched` takes each event's history out of what may be recommended; a label among it is
+            UNRANKED then.
+        depth: how many candidates to ask an index for.
+        max_events: judge only so many, spread evenly over the day.
+
+    Raises:
+        InputError: there are no examples, or a query embedding is not a number.
+    """
+    ranks, users = [], []
+    columns = ["user_id", "video_id", *(spec.name for spec in encoder.retrieval_features)]
+    for table in _tables(examples, columns, max_events):
+        arrays = encoder.encode_retrieval(table)
+        users.append(table["user_id"].combine_chunks())
+        queries = query_tower(arrays)
+        if not np.isfinite(queries).all():
+            raise InputError(
+                "the query tower gives embeddings that are not numbers",
+                where=str(examples),
+                remedy="train_retrieval diverged: lower its learning_rate",
+            )
+        history = arrays["history"] if exclude == "watched" else None
+        if isinstance(candidates, np.ndarray):
+            step = max(1, _SCORES_AT_ONCE // max(1, len(candidates)))
+            for begin in range(0, len(queries), step):
+                part = slice(begin, begin + step)
+                scores = queries[part] @ candidates.T
+                ranks.append(
+                    metrics.label_ranks(
+                        scores, arrays["label"][part], None if history is None else history[part]
+                    )
+                )
+        else:
+            wanted = depth if history is None else depth + history.shape[1]
+            rows, _ = candidates.search(queries, wanted)
+            ranks.append(_ranks_in_lists(rows + 1, arrays["label"], history, depth))
+    return RetrievalResult(np.concatenate(ranks), _concat(users))
+
+
+def evaluate_most_popular(
+    popular: MostPopular, examples: Path, *, exclude: Exclude = "none"
+) -> RetrievalResult:
+    """Rank every label of a day's retrieval examples by popularity; see `evaluate_retrieval`."""
+    ranks, users = [], []
+    for table in _tables(examples, ["user_id", "video_id", "history"]):
+        place = popular.places(table["video_id"].combine_chunks())
+        own = np.where(place > 0, place, metrics.UNRANKED)
+        if exclude == "watched":
+            history = table["history"].combine_chunks()
+            owner = pc.list_parent_indices(history).to_numpy()
+            watched = popular.places(pc.list_flatten(history))
+            pairs = np.unique(np.stack([owner, watched], axis=1)[watched > 0], axis=0)
+            before = np.bincount(
+                pairs[:, 0], weights=pairs[:, 1] < own[pairs[:, 0]], minlength=len(own)
+            ).astype(np.int64)
+            seen = np.zeros(len(own), dtype=bool)
+            seen[pairs[pairs[:, 1] == own[pairs[:, 0]], 0]] = True
+            own = np.where((own == metrics.UNRANKED) | seen, metrics.UNRANKED, own - before)
+        ranks.append(own)
+        users.append(table["user_id"].combine_chunks())
+    return RetrievalResult(np.concatenate(ranks), _concat(users))
+
+
+def evaluate_ranking(ranker: Ranker, encoder: Encoder, examples: Path) -> tuple[RankingResult, np.ndarray]:
+    """Score every impression of a day's ranking examples.
+
+    Returns:
+        The result, scored by logit (expected watch time in the same order), and expected_watch_time_s
+        [num_impressions].
+
+    Raises:
+        InputError: there are no examples, or a score is not a number.
+    """
+    names = list(dict.fromkeys([*JUDGED, *(spec.name for spec in encoder.ranking_features)]))
+    day = pa.concat_tables(_tables(examples, names))
+    groups, kind = group_impressions(day, encoder.manifest["time_zone"])
+    predicted = _in_parts(ranker, encoder.encode_ranking(day))
+    scores = pair_scores = predicted["logit"]
+    if kind != REQUEST:
+        held = hold_query_side(encoder.encode_ranking(day), encoder.ranking_features, groups)
+        pair_scores = _in_parts(ranker, held)["logit"]
+    if np.isnan(scores).any():
+        raise InputError(
+            f"{int(np.isnan(scores).sum())} of {len(scores)} scores are not a number",
+            where=str(examples),
+            remedy="train_ranking diverged: lower its learning_rate",
+        )
+    return judge_scores(scores, pair_scores, day, groups, kind), predicted["expected_watch_time_s"]
+
+
+def hold_query_side(
+    arrays: Mapping[str, np.ndarray], features: Sequence[FeatureSpec], groups: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Give every impression of a group the query side of the group's first impression.
+
+    The impressions of a page have one query side: what is known of the user when the page is made. Where a
+    user's day stands for a page, it moves, and with the outcomes: a long watch raises the user's mean watch time,
+    and so the score of every later impression that it is compared with. A score made of that mean alone then
+    loses on two pairs in three, where within a page it could only tie.
+
+    Args:
+        arrays: encoded impressions, in the order in which they were shown.
+        features: their specs, which know the side.
+        groups: int64 [num_impressions].
+    """
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    opening = first[group.reshape(-1)]
+    query = {spec.name for spec in features if spec.side == "query"}
+    return {name: array[opening] if name in query else array for name, array in arrays.items()}
+
+
+def evaluate_past_watch_time(
+    statistics: Path, day: datetime.date, examples: Path, time_zone: str
+) -> RankingResult:
+    """The baseline of ranking: score an impression by the video's mean watch time per impression before `day`.
+
+    Args:
+        statistics: directory of the table `video_statistics`.
+        day: the day of the examples.
+        examples: directory of the examples.
+        time_zone: in which days are cut.
+    """
+    table = pa.concat_tables(
+        [
+            pq.read_table(part, filters=[("day", "=", day)])
+            for part in sorted(statistics.glob("part-*.parquet"))
+        ]
+    )
+    impressions = table["impressions"].to_numpy()
+    mean = np.divide(
+        table["watch_time_ms"].to_numpy() / 1000.0,
+        impressions,
+        out=np.zeros(len(impressions)),
+        where=impressions > 0,
+    )
+    judged = pa.concat_tables(_tables(examples, list(JUDGED)))
+    row = pc.index_in(judged["video_id"].combine_chunks(), value_set=table["video_id"].combine_chunks())
+    row = pc.fill_null(row, len(mean)).to_numpy(zero_copy_only=False)
+    scores = np.append(mean, 0.0)[row]
+    return judge_scores(scores, scores, judged, *group_impressions(judged, time_zone))
+
+
+def group_impressions(judged: pa.Table, time_zone: str) -> tuple[np.ndarray, str]:
+    """Which impressions are compared with each other.
+
+    Those of a request, as in the paper (section 4.3). Where most impressions are alone in their request (a feed
+    that is scrolled), there are no pages: then those of a user, surface and day.
+
+    Args:
+        judged: request_id, user_id, surface and shown_at of the impressions.
+        time_zone: in which days are cut.
+
+    Returns:
+        groups int64 [num_impressions], and REQUEST or USER_SURFACE_DAY.
+    """
+    by_request = _codes(judged["request_id"])
+    # A few impressions of a feed share an instant and with it a request; that makes them no page.
+    if len(by_request) == 0 or (np.bincount(by_request)[by_request] > 1).mean() >= 0.5:
+        return by_request, REQUEST
+    local = pc.local_timestamp(
+        judged["shown_at"].cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us", time_zone))
+    )
+    keys = [_codes(judged["user_id"]), _codes(judged["surface"]), _codes(local.cast(pa.date32()))]
+    _, groups = np.unique(np.stack(keys, axis=1), axis=0, return_inverse=True)
+    return groups.reshape(-1), USER_SURFACE_DAY
+
+
+def judge_scores(
+    scores: np.ndarray, pair_scores: np.ndarray, judged: pa.Table, groups: np.ndarray, group_kind: str
+) -> RankingResult:
+    """Bring scores and outcomes of the same impressions together; `judged` has clicked, watch_time_s, user_id."""
+    clicked = judged["clicked"].to_numpy().astype(bool)
+    watch_time_s = pc.fill_null(judged["watch_time_s"], 0.0).to_numpy().astype(np.float64)
+    return RankingResult(
+        scores=scores,
+        pair_scores=pair_scores,
+        clicked=clicked,
+        watch_time_s=np.where(clicked, watch_time_s, 0.0),
+        groups=groups,
+        group_kind=group_kind,
+        user_ids=judged["user_id"].combine_chunks(),
+    )
+
+
+def _in_parts(ranker: Ranker, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    rows = len(next(iter(arrays.values())))
+    parts = [
+        ranker({name: array[begin : begin + _PARTS_AT_ONCE] for name, array in arrays.items()})
+        for begin in range(0, rows, _PARTS_AT_ONCE)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _ranks_in_lists(
+    lists: np.ndarray, labels: np.ndarray, excluded: np.ndarray | None, depth: int
+) -> np.ndarray:
+    """Places of labels in lists of vocabulary indices (0 = nothing found), excluded ones left out."""
+    allowed = lists > 0
+    if excluded is not None:
+        for column in excluded.T:
+            allowed &= lists != column[:, None]
+    place = np.cumsum(allowed, axis=1)
+    hit = (lists == labels[:, None]) & allowed & (labels > 0)[:, None] & (place <= depth)
+    found = np.where(hit, place, 0).max(axis=1)
+    return np.where(found > 0, found, metrics.UNRANKED)
+
+
+def _tables(examples: Path, columns: Sequence[str], max_rows: int | None = None) -> list[pa.Table]:
+    tables = []
+    for table in read_examples(examples):
+        if "surface" in columns and "surface" not in table.column_names:
+            table = table.append_column("surface", pa.nulls(table.num_rows))
+        tables.append(table.select([name for name in dict.fromkeys(columns) if name in table.column_names]))
+    day = pa.concat_tables(tables) if tables else None
+    if day is None or day.num_rows == 0:
+        raise InputError(
+            "there are no examples to judge models on",
+            where=str(examples),
+            remedy="nothing was completed, or shown, on that day",
+        )
+    if max_rows is not None and max_rows < day.num_rows:
+        day = day.take(np.linspace(0, day.num_rows - 1, max_rows).astype(np.int64))
+    return [day.slice(begin, _PARTS_AT_ONCE) for begin in range(0, day.num_rows, _PARTS_AT_ONCE)]
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    return encoded.indices.to_numpy().astype(np.int64)
+
+
+def _concat(arrays: list[pa.Array]) -> pa.Array:
+    return pa.concat_arrays(
+        [array.chunk(0) if isinstance(array, pa.ChunkedArray) else array for array in arrays]
+    )
+
+
+def index_recall(
+    query_tower: QueryTower,
+    searcher: Searcher,
+    candidates: np.ndarray,
+    encoder: Encoder,
+    examples: Path,
+    k: int,
+    *,
+    queries: int = 1_000,
+) -> float:
+    """Share of the exact first `k` candidates that an index finds, over the first `queries` events of a day.
+
+    Raises:
+        InputError: there are no examples.
+    """
+    columns = ["video_id", *(spec.name for spec in encoder.retrieval_features)]
+    table = pa.concat_tables(list(_tables(examples, columns))).slice(0, queries)
+    embedded = query_tower(encoder.encode_retrieval(table))
+    k = min(k, len(candidates))
+    exact, _ = ExactSearcher(candidates).search(embedded, k)
+    rows, _ = searcher.search(embedded, k)
+    return metrics.index_recall_at_k(rows, exact, k)

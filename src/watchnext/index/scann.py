@@ -1,0 +1,169 @@
+"""Approximate search with ScaNN, stored so that the directory can be moved."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scann import scann_ops_pybind
+
+from watchnext.console import quiet_native_logs
+from watchnext.errors import InputError
+from watchnext.index.search import as_queries
+
+_SEARCHER = "searcher.json"
+_ASSETS = "scann_assets.pbtxt"
+_DOCIDS = "scann_docids.pkl"
+_SPHERE_SAMPLE = 100_000
+
+
+class ScannSearcher:
+    """ScaNN over dot products. Make one with `build` or `load`."""
+
+    def __init__(self, native: Any, *, kind: str, num_candidates: int, embedding_dim: int) -> None:
+        self._native = native
+        self.kind = kind
+        self.num_candidates = num_candidates
+        self.embedding_dim = embedding_dim
+
+    @classmethod
+    def build(
+        cls,
+        embeddings: np.ndarray,
+        *,
+        brute_force_below: int,
+        num_neighbors: int = 200,
+        num_leaves: int | None = None,
+        leaves_to_search: int | None = None,
+        reorder: int | None = None,
+        soar_lambda: float | None = 1.5,
+        threads: int = 2,
+    ) -> "ScannSearcher":
+        """Build an index of `embeddings`.
+
+        A corpus below `brute_force_below` gets ScaNN's exact search: scoring all of it is as fast as a tree.
+        A larger one gets a partition into about sqrt(num_candidates) leaves, in which each candidate stands in
+        two (SOAR), 4-bit asymmetric hashing within them, and exact re-scoring of the best `reorder`.
+
+        Args:
+            embeddings: [num_candidates, embedding_dim] float32, row r = vocabulary index r + 1.
+            brute_force_below: corpus size from which on search is approximate.
+            num_neighbors: the K that the default sizes below are made for.
+            num_leaves: default about sqrt(num_candidates).
+            leaves_to_search: default a tenth of the leaves, at least 10.
+            reorder: default 5 * num_neighbors, candidates re-scored exactly.
+            soar_lambda: None for no second leaf.
+            threads: for building.
+
+        Raises:
+            InputError: the corpus is empty, or an embedding is not a number.
+        """
+        if embeddings.ndim != 2 or len(embeddings) == 0:
+            raise InputError(
+                "there are no candidates to index", where=f"embeddings of shape {list(embeddings.shape)}"
+            )
+        bad = ~np.isfinite(embeddings).all(axis=1)
+        if bad.any():
+            raise InputError(
+                f"{int(bad.sum())} of {len(embeddings)} candidate embeddings are not finite",
+                where="candidate_embeddings.npy",
+                offenders=[f"row {row}" for row in np.flatnonzero(bad)[:5]],
+                remedy="train_retrieval diverged: lower its learning_rate",
+            )
+        corpus_size, embedding_dim = embeddings.shape
+        exact = corpus_size < brute_force_below
+        builder = scann_ops_pybind.builder(
+            np.ascontiguousarray(embeddings, dtype=np.float32), min(num_neighbors, corpus_size), "dot_product"
+        ).set_n_training_threads(threads)
+        if exact:
+            builder = builder.score_brute_force()
+        else:
+            leaves = num_leaves or max(1, round(corpus_size**0.5))
+            builder = (
+                builder.tree(
+                    num_leaves=leaves,
+                    num_leaves_to_search=min(leaves, leaves_to_search or max(10, leaves // 10)),
+                    training_sample_size=min(corpus_size, _SPHERE_SAMPLE),
+                    soar_lambda=soar_lambda if leaves > 1 else None,
+                )
+                .score_ah(2, anisotropic_quantization_threshold=0.2)
+                .reorder(min(corpus_size, reorder or 5 * num_neighbors))
+            )
+        with quiet_native_logs():
+            native = builder.build()
+        return cls(
+            native,
+            kind="scann_exact" if exact else "scann",
+            num_candidates=corpus_size,
+            embedding_dim=embedding_dim,
+        )
+
+    def is_exact(self) -> bool:
+        """Whether this is ScaNN's brute force."""
+        return self.kind == "scann_exact"
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `watchnext.index.search.Searcher.search`."""
+        checked = as_queries(queries, self.embedding_dim)
+        k = min(k, self.num_candidates)
+        if len(checked) == 0 or k == 0:
+            return np.empty((len(checked), k), np.int32), np.empty((len(checked), k), np.float32)
+        if len(checked) == 1:
+            found, scores = self._native.search(checked[0], final_num_neighbors=k)
+            rows, best = np.full((1, k), -1, np.int32), np.full((1, k), -np.inf, np.float32)
+            rows[0, : len(found)], best[0, : len(found)] = found, scores
+            return rows, best
+        found, scores = self._native.search_batched(checked, final_num_neighbors=k)
+        # Where fewer than k are found ScaNN pads with NaN scores.
+        missing = np.isnan(scores)
+        return (
+            np.where(missing, -1, found.astype(np.int64)).astype(np.int32),
+            np.where(missing, -np.inf, scores).astype(np.float32),
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write the index into `directory`, which may be moved and copied afterwards."""
+        directory.mkdir(parents=True, exist_ok=True)
+        with quiet_native_logs():
+            self._native.serialize(str(directory), relative_path=True)
+        content = {
+            "kind": self.kind,
+            "num_candidates": self.num_candidates,
+            "embedding_dim": self.embedding_dim,
+        }
+        (directory / _SEARCHER).write_text(json.dumps(content) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> "ScannSearcher":
+        """Read what `save` wrote, wherever it stands now.
+
+        Raises:
+            InputError: there is no index; it holds a pickle, which ScaNN would execute; or it names files by
+                absolute paths, so that a copy would silently read the original.
+        """
+        for name in (_SEARCHER, _ASSETS):
+            if not (directory / name).is_file():
+                raise InputError(
+                    f"there is no {name}", where=str(directory), remedy="run the stage build_index"
+                )
+        if (directory / _DOCIDS).exists():
+            raise InputError(
+                f"the index holds {_DOCIDS}, a pickle that would be executed when it is loaded",
+                where=str(directory),
+                remedy="build the index with the stage build_index, which writes none",
+            )
+        absolute = [
+            line.strip()
+            for line in (directory / _ASSETS).read_text().splitlines()
+            if "asset_path:" in line and line.split('"')[1].startswith("/")
+        ]
+        if absolute:
+            raise InputError(
+                "the index names its files by absolute paths",
+                where=str(directory / _ASSETS),
+                offenders=absolute,
+            )
+        content = json.loads((directory / _SEARCHER).read_text())
+        with quiet_native_logs():
+            native = scann_ops_pybind.load_searcher(str(directory))
+        return cls(native, **content)

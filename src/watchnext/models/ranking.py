@@ -1,0 +1,324 @@
+"""Ranking (paper, section 4): expected watch time of one impression, by weighted logistic regression."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from watchnext.errors import InputError
+from watchnext.features.batches import FeatureSpec
+from watchnext.features.quantiles import BELOW_ONE
+from watchnext.models import training
+from watchnext.models.losses import expected_watch_time_s, weighted_logistic_loss
+from watchnext.models.towers import (
+    EmbeddingTable,
+    adagrad,
+    load_signature,
+    log_dim,
+    relu_tower,
+    save_signature,
+)
+
+_NORMALIZED = "normalized"
+
+
+class QuantileNormalizer(tf.keras.layers.Layer):
+    """The cumulative distribution of each continuous feature, in the graph (paper, section 4.1).
+
+    The same function as `watchnext.features.quantiles.normalize`, for all features at once; missing stays NaN.
+
+    Args:
+        boundaries: one ascending array per feature; empty for a feature that is always missing.
+    """
+
+    def __init__(self, boundaries: Sequence[np.ndarray]) -> None:
+        super().__init__(name="quantile_normalizer", trainable=False)
+        longest = max((len(edges) for edges in boundaries), default=0) or 1
+        padded = np.full((len(boundaries), longest), np.inf, np.float32)
+        for row, edges in enumerate(boundaries):
+            padded[row, : len(edges)] = edges
+        self.edges = tf.constant(padded)
+        self.sizes = tf.constant([len(edges) for edges in boundaries], tf.int32)
+
+    def call(self, values: tf.Tensor) -> tf.Tensor:
+        """[num_examples, num_features], NaN = missing -> the same shape, in [0, 1), NaN where missing."""
+        by_feature = tf.transpose(values)
+        missing = tf.math.is_nan(by_feature)
+        x = tf.where(missing, 0.0, by_feature)
+        size = self.sizes[:, tf.newaxis]
+        left = tf.searchsorted(self.edges, x, side="left")
+        right = tf.searchsorted(self.edges, x, side="right")
+        last = tf.maximum(size - 1, 0)
+        below = tf.gather(self.edges, tf.clip_by_value(left - 1, 0, last), batch_dims=1)
+        above = tf.gather(self.edges, tf.minimum(left, last), batch_dims=1)
+        part = tf.math.divide_no_nan(x - below, above - below)
+        # At a value that several boundaries share, the middle of their places; elsewhere linear between two.
+        place = tf.where(
+            right > left,
+            tf.cast(left + right - 1, tf.float32) / 2.0,
+            tf.cast(tf.clip_by_value(left - 1, 0, last), tf.float32) + part,
+        )
+        place = tf.where(left >= size, tf.cast(last, tf.float32), place)
+        normalized = tf.clip_by_value(place / tf.maximum(tf.cast(last, tf.float32), 1.0), 0.0, BELOW_ONE)
+        only = self.edges[:, :1]
+        single = tf.where(x == only, 0.5, tf.where(x < only, 0.0, BELOW_ONE))
+        normalized = tf.where(size == 1, single, normalized)
+        return tf.transpose(tf.where(missing | (size == 0), np.nan, normalized))
+
+
+class RankingTower(tf.keras.Model):
+    """Embedded categories and normalised continuous features through a ReLU tower to one logit (paper, figure 7).
+
+    Features of one id space share a table, and each is fed into the tower separately. A continuous feature
+    enters as x, x^2, sqrt(x) and an indicator of being missing.
+
+    Args:
+        features: the inputs.
+        vocabulary_sizes: id space -> number of known ids.
+        boundaries: continuous feature -> its quantiles in training.
+        hidden_units: widths of the ReLU layers, bottom first; none makes it a logistic regression.
+        dims_per_doubling: embedding dimensions added with each doubling of a vocabulary.
+        initial_logit: bias of the last layer before training.
+        logit_bound: served logits lie in [-logit_bound, logit_bound], so that no odds overflow.
+        unit_s: see `losses.weighted_logistic_loss`.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[FeatureSpec],
+        *,
+        vocabulary_sizes: Mapping[str, int],
+        boundaries: Mapping[str, np.ndarray],
+        hidden_units: Sequence[int],
+        dims_per_doubling: float,
+        initial_logit: float,
+        logit_bound: float,
+        unit_s: float,
+    ) -> None:
+        super().__init__(name="ranker")
+        self.features = tuple(features)
+        self.continuous = tuple(spec.name for spec in features if spec.kind == "continuous")
+        self.logit_bound = logit_bound
+        self.unit_s = unit_s
+        self.tables = {
+            space: EmbeddingTable(
+                vocabulary_sizes[space],
+                log_dim(vocabulary_sizes[space], dims_per_doubling),
+                name=f"{space}_table",
+            )
+            for space in dict.fromkeys(spec.space for spec in features if spec.space is not None)
+        }
+        self.normalizer = QuantileNormalizer([boundaries[name] for name in self.continuous])
+        self.tower = relu_tower(hidden_units, name="tower") if hidden_units else None
+        self.last = tf.keras.layers.Dense(
+            1, bias_initializer=tf.keras.initializers.Constant(initial_logit), name="logit"
+        )
+        self.serve = tf.function(self._serve, input_signature=[self.serving_specs()])
+
+    def normalized(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """[num_impressions, num_continuous] normalised continuous features, NaN = missing.
+
+        Training computes it once before the first epoch; serving within the graph.
+        """
+        return self.normalizer(tf.stack([inputs[name] for name in self.continuous], axis=1))
+
+    def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Logits.
+
+        Args:
+            inputs: categorical int32 [num_impressions], multivalent int32 [num_impressions, any], continuous
+                float32 [num_impressions] with NaN = missing; or, instead of the continuous ones, `normalized`.
+            training: without effect.
+
+        Returns:
+            [num_impressions], not yet bounded.
+        """
+        parts = []
+        for spec in self.features:
+            if spec.kind == "categorical":
+                parts.append(self.tables[spec.space or spec.name](inputs[spec.name]))
+            elif spec.kind == "multivalent":
+                parts.append(self.tables[spec.space or spec.name].mean(inputs[spec.name]))
+        if self.continuous:
+            x = inputs[_NORMALIZED] if _NORMALIZED in inputs else self.normalized(inputs)
+            missing = tf.math.is_nan(x)
+            x = tf.where(missing, 0.0, x)
+            parts += [x, tf.square(x), tf.sqrt(x), tf.cast(missing, tf.float32)]
+        hidden = tf.concat(parts, axis=1)
+        if self.tower is not None:
+            hidden = self.tower(hidden)
+        return self.last(hidden)[:, 0]
+
+    def serving_specs(self) -> dict[str, tf.TensorSpec]:
+        """Names, shapes and types of the inputs."""
+        shapes = {
+            "multivalent": ([None, None], tf.int32),
+            "categorical": ([None], tf.int32),
+            "continuous": ([None], tf.float32),
+        }
+        return {spec.name: tf.TensorSpec(*shapes[spec.kind], name=spec.name) for spec in self.features}
+
+    def _serve(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        logits = tf.clip_by_value(self(inputs), -self.logit_bound, self.logit_bound)
+        return {"expected_watch_time_s": expected_watch_time_s(logits, unit_s=self.unit_s), "logit": logits}
+
+
+class RankingModel(tfrs.Model):
+    """The ranking tower and the loss it is trained with.
+
+    Args:
+        tower: makes the logits.
+        loss: (logits, clicked, watch_time_s) -> [] mean loss.
+    """
+
+    def __init__(
+        self, tower: RankingTower, loss: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+    ) -> None:
+        super().__init__()
+        self.tower = tower
+        self.impression_loss = loss
+
+    def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Mean loss of impressions that carry `clicked` and `watch_time_s`, float32 [num_impressions]."""
+        return self.impression_loss(
+            self.tower(inputs, training=training), inputs["clicked"], inputs["watch_time_s"]
+        )
+
+
+def train(
+    examples: Mapping[str, np.ndarray],
+    features: Sequence[FeatureSpec],
+    *,
+    vocabulary_sizes: Mapping[str, int],
+    boundaries: Mapping[str, np.ndarray],
+    hidden_units: Sequence[int],
+    dims_per_doubling: float,
+    unit_s: float,
+    cap_s: float,
+    logit_bound: float,
+    batch_size: int,
+    learning_rate: float,
+    epochs: int,
+    patience: int,
+    seed: int,
+    evaluate: Callable[[RankingModel], Mapping[str, float]],
+    objective: str = "weighted_pairwise_loss",
+    where: str = "train_ranking",
+) -> tuple[RankingModel, training.Training]:
+    """Train ranking.
+
+    Args:
+        examples: what `Encoder.encode_ranking` makes of the training examples.
+        features: the inputs of the ranker.
+        vocabulary_sizes: id space -> number of known ids.
+        boundaries: continuous feature -> its quantiles in training.
+        hidden_units: see RankingTower.
+        dims_per_doubling: see RankingTower.
+        unit_s: see `losses.weighted_logistic_loss`.
+        cap_s: see `losses.weighted_logistic_loss`.
+        logit_bound: see RankingTower.
+        batch_size: impressions per step.
+        learning_rate: of Adagrad.
+        epochs: at most this many passes over the examples.
+        patience: passes without a better objective before training stops.
+        seed: decides the order of examples; `training.start` decides the rest.
+        evaluate: metrics of the model on the tuning day; empty where there is none.
+        objective: which of them decides on the epoch; less is better.
+        where: named in errors and progress.
+
+    Raises:
+        InputError: there are no examples, none of them is clicked with watch time, or the loss became NaN.
+    """
+    clicked = examples["clicked"].astype(np.float64)
+    training.require_examples(clicked, where)
+    weight = clicked * np.minimum(examples["watch_time_s"], cap_s) / unit_s
+    if not np.isfinite(weight).all():
+        raise InputError(
+            f"{int((~np.isfinite(weight)).sum())} training examples have no watch time that is a number",
+            where=where,
+        )
+    if weight.sum() == 0 or clicked.all():
+        raise InputError(
+            "the odds of watch time cannot be learned: "
+            + ("every impression was clicked" if clicked.all() else "no impression was clicked and watched"),
+            where=f"{where}, {len(clicked)} training examples",
+            remedy="look at the columns clicked and watch_time_s of the logs",
+        )
+    tower = RankingTower(
+        features,
+        vocabulary_sizes=vocabulary_sizes,
+        boundaries=boundaries,
+        hidden_units=hidden_units,
+        dims_per_doubling=dims_per_doubling,
+        # What a model that knows nothing of its inputs would say; training then learns only what differs.
+        initial_logit=float(np.log(weight.sum() / (len(clicked) - clicked.sum()))),
+        logit_bound=logit_bound,
+        unit_s=unit_s,
+    )
+    model = RankingModel(
+        tower,
+        lambda logits, clicks, watch_time_s: weighted_logistic_loss(
+            logits, clicks, watch_time_s, unit_s=unit_s, cap_s=cap_s
+        ),
+    )
+    model.compile(optimizer=adagrad(learning_rate))
+    outcome = training.fit(
+        model,
+        normalize_once(tower, examples),
+        batch_size=batch_size,
+        epochs=epochs,
+        patience=patience,
+        seed=seed,
+        evaluate=lambda: evaluate(model),
+        objective=objective,
+        maximise=False,
+        where=where,
+    )
+    return model, outcome
+
+
+def normalize_once(
+    tower: RankingTower, examples: Mapping[str, np.ndarray], batch_size: int = 65_536
+) -> dict[str, np.ndarray]:
+    """The examples with their continuous features replaced by `normalized`, which no epoch then computes again."""
+    arrays = {name: array for name, array in examples.items() if name not in tower.continuous}
+    if tower.continuous:
+        rows = len(examples[tower.continuous[0]])
+        normalized = np.empty((rows, len(tower.continuous)), np.float32)
+        call = tf.function(
+            tower.normalizer, input_signature=[tf.TensorSpec([None, len(tower.continuous)], tf.float32)]
+        )
+        for begin in range(0, rows, batch_size):
+            end = min(begin + batch_size, rows)
+            values = np.stack([examples[name][begin:end] for name in tower.continuous], axis=1)
+            normalized[begin:end] = call(tf.constant(values)).numpy()
+        arrays[_NORMALIZED] = normalized
+    return arrays
+
+
+def predict(
+    tower: RankingTower, examples: Mapping[str, np.ndarray], batch_size: int = 16_384
+) -> dict[str, np.ndarray]:
+    """`expected_watch_time_s` and `logit`, float32 [num_impressions], of encoded examples."""
+    names = [spec.name for spec in tower.features]
+    rows = len(examples[names[0]])
+    parts = [
+        tower.serve({name: tf.constant(examples[name][begin : begin + batch_size]) for name in names})
+        for begin in range(0, rows, batch_size)
+    ]
+    return {
+        name: np.concatenate([part[name].numpy() for part in parts]) if parts else np.empty(0, np.float32)
+        for name in ("expected_watch_time_s", "logit")
+    }
+
+
+def save(model: RankingModel, directory: Path) -> None:
+    """Write `ranker/` (SavedModel) into `directory`."""
+    save_signature(model.tower, model.tower.serve, str(directory / "ranker"))
+
+
+def load_ranker(directory: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The stored ranker as a function: encoded impressions -> expected_watch_time_s and logit, float32 [N] each."""
+    return load_signature(str(directory))

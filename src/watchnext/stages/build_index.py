@@ -1,0 +1,104 @@
+"""Stage `build_index`: the candidate embeddings become a ScaNN index, measured against brute force."""
+
+import json
+from pathlib import Path
+
+from pydantic import Field
+
+from watchnext.config import Section
+from watchnext.console import say
+
+
+class Params(Section):
+    """Section `build_index` of params.yaml."""
+
+    brute_force_below: int = Field(default=20_000, ge=0)
+    num_neighbors: int = Field(default=200, ge=1)
+    num_leaves: int | None = Field(default=None, ge=1)
+    leaves_to_search: int | None = Field(default=None, ge=1)
+    reorder: int | None = Field(default=None, ge=1)
+    soar_lambda: float | None = Field(default=1.5, gt=0)
+    recall_queries: int = Field(default=1_000, ge=1)
+
+
+def build_index(
+    params: Params, seed: int, model: Path, features: Path, out_index: Path, out_report: Path
+) -> dict[str, float | int | str]:
+    """Build, store, load again and measure the index.
+
+    Raises:
+        InputError: model and features are not of one run, or embeddings are not numbers.
+    """
+    import time
+
+    import numpy as np
+    import pyarrow as pa
+
+    from watchnext.errors import InputError
+    from watchnext.evaluation.metrics import index_recall_at_k
+    from watchnext.features.batches import Encoder
+    from watchnext.index.scann import ScannSearcher
+    from watchnext.index.search import ExactSearcher
+    from watchnext.models.retrieval import load_query_tower
+    from watchnext.models.training import encode_all
+
+    out_index.mkdir(parents=True)
+    out_report.mkdir(parents=True, exist_ok=True)
+    encoder = Encoder.load(features)
+    embeddings = np.load(model / "candidate_embeddings.npy", allow_pickle=False)
+    video_ids = encoder.vocabularies["video"].tokens
+    if len(video_ids) != len(embeddings):
+        raise InputError(
+            f"{len(embeddings)} candidate embeddings for a vocabulary of {len(video_ids)} videos",
+            where=f"{model} and {features}",
+            remedy="they are not of the same run: run `dvc repro`",
+        )
+    began = time.monotonic()
+    built = ScannSearcher.build(embeddings, **params.model_dump(exclude={"recall_queries"}))
+    build_s = time.monotonic() - began
+    built.save(out_index / "scann")
+    # What is measured is what was stored.
+    searcher = ScannSearcher.load(out_index / "scann")
+
+    split = "tuning" if encoder.manifest["days"]["tuning"] else "training"
+    if split == "training":
+        say("build_index: there is no tuning day; recall is measured with queries of training examples")
+    arrays = encode_all(features / "retrieval_examples" / split, encoder.encode_retrieval)
+    chosen = np.random.default_rng(seed).permutation(len(arrays["label"]))[: params.recall_queries]
+    queries = load_query_tower(model / "query_tower")({name: array[chosen] for name, array in arrays.items()})
+    exact_rows, _ = ExactSearcher(embeddings).search(queries, 200)
+    rows, _ = searcher.search(queries, 200)
+    metrics: dict[str, float | int | str] = {
+        f"index_recall_at_{k}": index_recall_at_k(rows, exact_rows, min(k, len(embeddings)))
+        for k in (10, 100, 200)
+    }
+    latencies_ms = []
+    for query in queries[:300]:
+        began = time.perf_counter()
+        searcher.search(query[np.newaxis], params.num_neighbors)
+        latencies_ms.append(1000 * (time.perf_counter() - began))
+
+    with pa.OSFile(str(out_index / "rows.arrow"), "wb") as sink:
+        table = pa.table({"row": pa.array(np.arange(len(video_ids)), pa.int32()), "video_id": video_ids})
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    manifest = {
+        "format": 1,
+        "kind": searcher.kind,
+        "rows": len(embeddings),
+        "embedding_dim": embeddings.shape[1],
+        "params": params.model_dump(),
+        **metrics,
+    }
+    (out_index / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    metrics.update(
+        {
+            "index_kind": searcher.kind,
+            "index_rows": len(embeddings),
+            "index_build_s": build_s,
+            "index_latency_p50_ms": float(np.median(latencies_ms)),
+            "index_latency_p99_ms": float(np.percentile(latencies_ms, 99)),
+        }
+    )
+    (out_report / "index.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    return metrics

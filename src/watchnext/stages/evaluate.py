@@ -1,0 +1,113 @@
+"""Stage `evaluate`: models, index and baselines on the gate day, which no choice before it has looked at."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from watchnext.config import Section
+from watchnext.console import print_table, say
+
+
+class Params(Section):
+    """Section `evaluate` of params.yaml."""
+
+    exclude: Literal["none", "watched"] = "none"
+    largest_k: int = Field(default=1_000, ge=2)
+
+
+def evaluate(
+    params: Params, features: Path, retrieval: Path, index: Path, ranking: Path, out_report: Path
+) -> dict[str, float | int | str]:
+    """Measure everything on the gate day.
+
+    Raises:
+        InputError: features and models are not of one run, or a model gives values that are not numbers.
+    """
+    import datetime
+
+    import numpy as np
+
+    from watchnext.evaluation import metrics, offline
+    from watchnext.evaluation.plots import plot_recall_by_k, plot_reliability
+    from watchnext.features.batches import Encoder
+    from watchnext.index.scann import ScannSearcher
+    from watchnext.models.candidate_sources import MostPopular
+    from watchnext.models.ranking import load_ranker
+    from watchnext.models.retrieval import load_query_tower
+
+    out_report.mkdir(parents=True, exist_ok=True)
+    encoder = Encoder.load(features)
+    gate = encoder.manifest["days"]["gate"]
+    if not gate:
+        say("evaluate: the logs have too few days for a gate day; nothing is judged")
+        return {"gate_day": "none"}
+    day = datetime.date.fromisoformat(gate)
+
+    events = features / "retrieval_examples" / "gate"
+    tower = load_query_tower(retrieval / "query_tower")
+    candidates = np.load(retrieval / "candidate_embeddings.npy", allow_pickle=False)
+    searcher = ScannSearcher.load(index / "scann")
+    model = offline.evaluate_retrieval(tower, candidates, encoder, events, exclude=params.exclude)
+    indexed = offline.evaluate_retrieval(
+        tower, searcher, encoder, events, exclude=params.exclude, depth=params.largest_k
+    )
+    popular = offline.evaluate_most_popular(
+        MostPopular.from_statistics(features / "video_statistics", day), events, exclude=params.exclude
+    )
+
+    impressions = features / "ranking_examples" / "gate"
+    result, expected_s = offline.evaluate_ranking(load_ranker(ranking / "ranker"), encoder, impressions)
+    past = offline.evaluate_past_watch_time(
+        features / "video_statistics", day, impressions, encoder.manifest["time_zone"]
+    )
+    trained = json.loads((ranking / "manifest.json").read_text())["params"]
+    bins = metrics.calibration(expected_s, result.clicked, result.watch_time_s)
+
+    values: dict[str, float | int | str] = {
+        "gate_day": gate,
+        "events": len(model.ranks),
+        "events_in_vocabulary": float(np.mean(model.ranks != metrics.UNRANKED)),
+        **model.metrics(),
+        **{f"popular_7_days_{name}": value for name, value in popular.metrics().items()},
+        **{
+            f"with_index_{name}": value
+            for name, value in indexed.metrics().items()
+            if name.startswith("recall")
+        },
+        "index_recall_at_100": offline.index_recall(tower, searcher, candidates, encoder, events, 100),
+        "impressions": len(result.scores),
+        "pair_group": result.group_kind,
+        **result.metrics(),
+        **{f"past_watch_time_{name}": value for name, value in past.metrics().items()},
+        "weighted_log_loss": metrics.weighted_log_loss(
+            result.scores,
+            result.clicked,
+            result.watch_time_s,
+            unit_s=trained["unit_s"],
+            cap_s=trained["cap_s"],
+        ),
+        **metrics.calibration_ratios(expected_s, result.clicked, result.watch_time_s),
+    }
+    plot_recall_by_k(
+        {"model": model.ranks, "model through the index": indexed.ranks, "popular_7_days": popular.ranks},
+        min(params.largest_k, len(candidates)),
+        out_report / "recall_by_k.png",
+    )
+    plot_reliability(bins, out_report / "reliability.png")
+    report = {"metrics": values, "reliability": {name: array.tolist() for name, array in bins.items()}}
+    (out_report / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+    print_table(
+        f"gate day {gate}",
+        ("metric", "model", "baseline"),
+        [
+            (name, f"{values[name]:.4f}", f"{values[baseline + name]:.4f}")
+            for baseline, names in (
+                ("popular_7_days_", ("recall_at_10", "recall_at_100", "map")),
+                ("past_watch_time_", ("weighted_pairwise_loss", "auc")),
+            )
+            for name in names
+        ],
+    )
+    return values

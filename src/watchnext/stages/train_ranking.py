@@ -1,0 +1,95 @@
+"""Stage `train_ranking`: expected watch time, trained on the training days, its epoch chosen on the tuning day."""
+
+import json
+from pathlib import Path
+
+from pydantic import Field
+
+from watchnext.config import Section, TrainingParams
+from watchnext.console import say
+
+
+class Params(Section):
+    """Section `train_ranking` of params.yaml."""
+
+    hidden_units: list[int] = Field(default=[128, 64])
+    dims_per_doubling: float = Field(default=1.0, gt=0)
+    unit_s: float = Field(default=60.0, gt=0)
+    cap_s: float = Field(default=1_800.0, gt=0)
+    logit_bound: float = Field(default=15.0, gt=0, le=80)
+    batch_size: int = Field(default=2_048, ge=1)
+    learning_rate: float = Field(default=0.02, gt=0)
+    epochs: int = Field(default=3, ge=1)
+    patience: int = Field(default=1, ge=1)
+
+
+def train_ranking(
+    params: Params, training: TrainingParams, seed: int, features: Path, out_model: Path, out_report: Path
+) -> dict[str, float | int | str]:
+    """Train the ranker.
+
+    Raises:
+        InputError: there are no training examples, nothing was clicked, or training diverged.
+    """
+    from watchnext.evaluation import metrics, offline
+    from watchnext.evaluation.plots import plot_curves
+    from watchnext.features.batches import Encoder
+    from watchnext.models import ranking
+    from watchnext.models import training as fitting
+
+    out_model.mkdir(parents=True)
+    out_report.mkdir(parents=True, exist_ok=True)
+    encoder = Encoder.load(features)
+    examples = fitting.encode_all(features / "ranking_examples" / "training", encoder.encode_ranking)
+    has_tuning_day = encoder.manifest["days"]["tuning"] is not None
+    if not has_tuning_day:
+        say("train_ranking: there is no tuning day; the last epoch is kept")
+
+    def evaluate(model: ranking.RankingModel) -> dict[str, float]:
+        if not has_tuning_day:
+            return {}
+        result, _ = offline.evaluate_ranking(
+            lambda arrays: ranking.predict(model.tower, arrays),
+            encoder,
+            features / "ranking_examples" / "tuning",
+        )
+        loss = metrics.weighted_log_loss(
+            result.scores, result.clicked, result.watch_time_s, unit_s=params.unit_s, cap_s=params.cap_s
+        )
+        return {
+            "tuning_weighted_log_loss": loss,
+            **{f"tuning_{name}": value for name, value in result.metrics().items()},
+        }
+
+    fitting.start(seed, deterministic=training.deterministic)
+    model, outcome = ranking.train(
+        examples,
+        encoder.ranking_features,
+        vocabulary_sizes=encoder.sizes,
+        boundaries=encoder.quantiles,
+        seed=seed,
+        evaluate=evaluate,
+        objective="tuning_weighted_pairwise_loss",
+        **params.model_dump(),
+    )
+    ranking.save(model, out_model)
+    digest = fitting.weights_digest(model.weights)
+    manifest = {
+        "format": 1,
+        "inputs": [spec.name for spec in encoder.ranking_features],
+        "trained_until_at": encoder.manifest["trained_until_at"],
+        "best_epoch": outcome.best_epoch,
+        "params": params.model_dump(),
+        "weights_digest": digest,
+    }
+    (out_model / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (out_report / "curves.json").write_text(json.dumps(outcome.curves, indent=1) + "\n")
+    plot_curves(outcome.curves, outcome.best_epoch, out_report / "curves.png")
+    kept = {name: points[outcome.best_epoch - 1][1] for name, points in outcome.curves.items()}
+    return {
+        "training_examples": len(examples["clicked"]),
+        "click_rate": float(examples["clicked"].mean()),
+        "best_epoch": outcome.best_epoch,
+        "weights_digest": digest,
+        **kept,
+    }

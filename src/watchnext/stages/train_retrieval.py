@@ -1,0 +1,91 @@
+"""Stage `train_retrieval`: candidate generation, trained on the training days, its epoch chosen on the tuning day."""
+
+import json
+from pathlib import Path
+
+from pydantic import Field
+
+from watchnext.config import Section, TrainingParams
+from watchnext.console import say
+
+
+class Params(Section):
+    """Section `train_retrieval` of params.yaml."""
+
+    embedding_dim: int = Field(default=64, ge=2)
+    depth: int = Field(default=1, ge=0, le=8)
+    watch_dropout: float = Field(default=0.3, ge=0, lt=1)
+    batch_size: int = Field(default=512, ge=1)
+    uniform_negatives: int = Field(default=1024, ge=1)
+    learning_rate: float = Field(default=0.05, gt=0)
+    epochs: int = Field(default=8, ge=1)
+    patience: int = Field(default=2, ge=1)
+    tuning_events: int = Field(default=5_000, ge=1)
+
+
+def train_retrieval(
+    params: Params, training: TrainingParams, seed: int, features: Path, out_model: Path, out_report: Path
+) -> dict[str, float | int | str]:
+    """Train the query tower and the candidate embeddings.
+
+    Raises:
+        InputError: there are no training examples, or training diverged.
+    """
+    from watchnext.evaluation import offline
+    from watchnext.evaluation.plots import plot_curves
+    from watchnext.features.batches import Encoder
+    from watchnext.models import retrieval
+    from watchnext.models import training as fitting
+
+    out_model.mkdir(parents=True)
+    out_report.mkdir(parents=True, exist_ok=True)
+    encoder = Encoder.load(features)
+    examples = fitting.encode_all(features / "retrieval_examples" / "training", encoder.encode_retrieval)
+    has_tuning_day = encoder.manifest["days"]["tuning"] is not None
+    if not has_tuning_day:
+        say("train_retrieval: there is no tuning day; the last epoch is kept")
+
+    def evaluate(model: retrieval.RetrievalModel) -> dict[str, float]:
+        if not has_tuning_day:
+            return {}
+        result = offline.evaluate_retrieval(
+            lambda arrays: retrieval.embed_queries(model.query_tower, arrays),
+            model.candidate_embeddings.numpy(),
+            encoder,
+            features / "retrieval_examples" / "tuning",
+            max_events=params.tuning_events,
+        ).metrics()
+        return {f"tuning_{name}": result[name] for name in ("recall_at_100", "map")}
+
+    fitting.start(seed, deterministic=training.deterministic)
+    model, outcome = retrieval.train(
+        examples,
+        encoder.retrieval_features,
+        vocabulary_sizes=encoder.sizes,
+        seed=seed,
+        evaluate=evaluate,
+        objective="tuning_map",
+        **params.model_dump(exclude={"tuning_events"}),
+    )
+    retrieval.save(model, out_model)
+    digest = fitting.weights_digest(model.weights)
+    manifest = {
+        "format": 1,
+        "embedding_dim": params.embedding_dim,
+        "inputs": [spec.name for spec in encoder.retrieval_features],
+        "trained_until_at": encoder.manifest["trained_until_at"],
+        "best_epoch": outcome.best_epoch,
+        "params": params.model_dump(),
+        "weights_digest": digest,
+    }
+    (out_model / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (out_report / "curves.json").write_text(json.dumps(outcome.curves, indent=1) + "\n")
+    plot_curves(outcome.curves, outcome.best_epoch, out_report / "curves.png")
+    kept = {name: points[outcome.best_epoch - 1][1] for name, points in outcome.curves.items()}
+    return {
+        "training_examples": len(examples["label"]),
+        "candidates": encoder.sizes["video"],
+        "best_epoch": outcome.best_epoch,
+        "weights_digest": digest,
+        **kept,
+    }
