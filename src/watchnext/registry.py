@@ -133,6 +133,15 @@ class Registry:
         versions = sorted((_version(entry) for entry in found), key=lambda version: version.number)
         return versions[0] if versions else None
 
+    def model_of(self, bundle_digest: str) -> str | None:
+        """Name of the registered model that holds this bundle, the one registered last if there are several."""
+        if self.is_empty:
+            return None
+        with self._plainly():
+            found = self._client().search_model_versions(f"tags.bundle_digest = '{bundle_digest}'")
+        latest = max(found, key=lambda entry: int(entry.creation_timestamp), default=None)
+        return None if latest is None else str(latest.name)
+
     def version(self, name: str, number: int) -> Version:
         """Version `number` of model `name`."""
         with self._plainly():

@@ -1,0 +1,494 @@
+"""The gate: may this bundle challenge the champion?
+
+Candidate and champion are measured in one run on the same examples of the gate day, each with its own encoder,
+and every check states its value, its bound and why it is there. Nothing here depends on what an earlier run of
+the champion recorded.
+"""
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field
+
+from watchnext.bundle import Bundle, read_digest
+from watchnext.config import Section
+from watchnext.console import print_table, say
+from watchnext.data.split import day_begins_at
+from watchnext.registry import Registry, Version
+
+Verdict = Literal["challenger", "rejected", "held"]
+Outcome = Literal["passed", "failed", "not judged"]
+Exclude = Literal["none", "watched"]
+
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+"""A table of a report: caption, header, rows."""
+
+SMOKE_SLATE = 20
+
+
+class Margin(Section):
+    """A check against another model: how much worse is still let through.
+
+    Attributes:
+        margin: share of the other model's value, 0.02 = two per cent of it.
+        reason: why the check is there; shown with its outcome.
+    """
+
+    margin: float = Field(ge=0, lt=1)
+    reason: str
+
+
+class Minimum(Section):
+    """A check against a fixed bound."""
+
+    minimum: float = Field(ge=0, le=1)
+    reason: str
+
+
+class Checks(Section):
+    """What a bundle has to pass, `promote.checks` in params.yaml."""
+
+    recall_at_100: Margin = Margin(margin=0.02, reason="candidates must not get worse for users")
+    weighted_pairwise_loss: Margin = Margin(
+        margin=0.02, reason="slates must not be ordered worse by watch time"
+    )
+    popular_7_days_recall_at_100: Margin = Margin(
+        margin=0.0, reason="a model that the most popular videos beat is not worth serving"
+    )
+    index_recall_at_100: Minimum = Minimum(minimum=0.97, reason="what the index misses nobody can be shown")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition, and what came of it.
+
+    Attributes:
+        name: of the metric or the condition.
+        value: what was measured, ready to print.
+        bound: what was asked for.
+        outcome: `not judged` where there is nothing to judge it by.
+        reason: why the check is there.
+    """
+
+    name: str
+    value: str
+    bound: str
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate says of a bundle.
+
+    Attributes:
+        verdict: `challenger` passed, `rejected` failed a check, `held` could not be judged.
+        reason: one sentence.
+        checks: every check.
+        metrics: of the candidate on the gate day, and of the champion with the prefix `champion_`.
+        against: the champion it was judged against, as name and version number, or "none".
+    """
+
+    verdict: Verdict
+    reason: str
+    checks: tuple[Check, ...]
+    metrics: Mapping[str, float]
+    against: str
+
+
+def judge(
+    candidate: Bundle,
+    champion: Bundle | None,
+    features: Path,
+    checks: Checks,
+    *,
+    exclude: Exclude = "none",
+    against: str = "none",
+) -> Decision:
+    """Measure a candidate, and the champion on the same examples, and check the one against the other.
+
+    Args:
+        candidate: the bundle in question, verified.
+        champion: the champion's bundle; None when there is none yet.
+        features: outputs of the stage featurize that hold the gate day.
+        checks: bounds and reasons.
+        exclude: as for `evaluate`.
+        against: what to call the champion in the decision.
+    """
+    manifest = json.loads((features / "manifest.json").read_text(encoding="utf-8"))
+    if champion is not None and champion.source != candidate.source:
+        reason = f"the champion is of the source {champion.source}, and models of different sources are not compared"
+        return Decision("held", reason, (), {}, against)
+    gate = manifest["days"]["gate"]
+    if not gate:
+        return Decision("held", "the logs have too few days for a gate day", (), {}, against)
+    begins = day_begins_at(date.fromisoformat(gate), manifest["time_zone"])
+    measured = measure(candidate, features, "gate", exclude=exclude)
+    measured |= _popular(features, date.fromisoformat(gate), exclude)
+    found = [
+        _trained_before("trained_until_at", candidate, begins),
+        Check("digests", "every file", "as packaged", "passed", "what was judged is what will be served"),
+        smoke_request(candidate),
+        _at_least_index(measured, checks.index_recall_at_100),
+        _beats(measured["recall_at_100"], measured["popular_7_days_recall_at_100"], checks),
+    ]
+    if champion is not None:
+        found.append(_trained_before("champion_trained_until_at", champion, begins))
+        theirs = measure(champion, features, "gate", exclude=exclude)
+        found += compare(
+            measured, theirs, checks.recall_at_100, checks.weighted_pairwise_loss, "the champion's"
+        )
+        measured |= {f"champion_{name}": value for name, value in theirs.items()}
+    else:
+        for name, check in (
+            ("recall_at_100", checks.recall_at_100),
+            ("weighted_pairwise_loss", checks.weighted_pairwise_loss),
+        ):
+            bound = "a number: there is no other model to compare with"
+            outcome: Outcome = "passed" if math.isfinite(measured[name]) else "not judged"
+            found.append(Check(name, _shown(measured[name]), bound, outcome, check.reason))
+    return Decision(*_sum_up(found), tuple(found), measured, against)
+
+
+def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "none") -> dict[str, float]:
+    """recall_at_K, map, weighted_pairwise_loss, auc and index_recall_at_100 of a bundle on the examples of a day.
+
+    Args:
+        bundle: whose models, index and vocabularies to use.
+        features: outputs of featurize.
+        split: `gate` or `shadow`.
+        exclude: as for `evaluate`.
+    """
+    import numpy as np
+
+    from watchnext.evaluation import offline
+    from watchnext.features.batches import Encoder
+    from watchnext.index.scann import ScannSearcher
+    from watchnext.models.towers import load_signature
+
+    encoder = Encoder.load(bundle.features)
+    signature = load_signature(str(bundle.query_tower))
+    candidates = np.load(bundle.index / "candidate_embeddings.npy", allow_pickle=False)
+    events = features / "retrieval_examples" / split
+
+    def query_tower(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        return signature(arrays)["embedding"]
+
+    retrieval = offline.evaluate_retrieval(query_tower, candidates, encoder, events, exclude=exclude)
+    ranking, _ = offline.evaluate_ranking(
+        load_signature(str(bundle.ranker)), encoder, features / "ranking_examples" / split
+    )
+    searcher = ScannSearcher.load(bundle.index / "scann")
+    return {
+        **retrieval.metrics((10, 100)),
+        **ranking.metrics(),
+        "index_recall_at_100": offline.index_recall(query_tower, searcher, candidates, encoder, events, 100),
+    }
+
+
+def compare(
+    ours: Mapping[str, float], theirs: Mapping[str, float], recall: Margin, loss: Margin, whose: str
+) -> list[Check]:
+    """No worse than another model beyond a margin: recall from below, loss from above."""
+    lowest = theirs["recall_at_100"] * (1 - recall.margin)
+    highest = theirs["weighted_pairwise_loss"] * (1 + loss.margin)
+    return [
+        Check(
+            "recall_at_100",
+            _shown(ours["recall_at_100"]),
+            f">= {_shown(lowest)} ({whose} {_shown(theirs['recall_at_100'])} less {recall.margin:.1%})",
+            _outcome(ours["recall_at_100"], lowest, at_least=True),
+            recall.reason,
+        ),
+        Check(
+            "weighted_pairwise_loss",
+            _shown(ours["weighted_pairwise_loss"]),
+            f"<= {_shown(highest)} ({whose} {_shown(theirs['weighted_pairwise_loss'])} plus {loss.margin:.1%})",
+            _outcome(ours["weighted_pairwise_loss"], highest, at_least=False),
+            loss.reason,
+        ),
+    ]
+
+
+def smoke_request(bundle: Bundle) -> Check:
+    """Ask the bundle as serving would: for somebody unknown, and for somebody with a past."""
+    from watchnext.features.history import UserHistory
+    from watchnext.features.ranking_features import RequestContext
+    from watchnext.recommend.recommender import Recommender
+
+    recommender = Recommender.open(bundle)
+    now = datetime.fromisoformat(bundle.manifest["trained_until_at"])
+    somebody = UserHistory()
+    for video_id in recommender.row_to_video[:3]:
+        somebody.add_watch(
+            video_id, 0, completed=True, channel_id=recommender.videos.facts(video_id).channel_id
+        )
+    problems = []
+    corpus = len(recommender.row_to_video)
+    for who, history in (("somebody unknown", None), ("somebody with a past", somebody)):
+        slate = recommender.recommend(history, RequestContext(user_id=0, at=now), SMOKE_SLATE)
+        scores = [video.expected_watch_time_s for video in slate.videos]
+        if len(slate.videos) < min(SMOKE_SLATE, corpus - 3):
+            problems.append(f"{who}: {len(slate.videos)} videos")
+        if not all(math.isfinite(score) and score >= 0 for score in scores):
+            problems.append(f"{who}: expected watch time is not a number of seconds")
+    return Check(
+        "smoke_request",
+        "; ".join(problems) or f"slates of {SMOKE_SLATE}",
+        "full slates, finite scores",
+        "failed" if problems else "passed",
+        "a bundle that cannot answer must not be served",
+    )
+
+
+def promote_bundle(
+    registry: Registry,
+    *,
+    name: str,
+    bundle: Path,
+    features: Path,
+    checks: Checks,
+    exclude: Exclude,
+    pipeline_run: Any,
+    previous_metrics: Mapping[str, Any] | None,
+    out_report: Path,
+) -> dict[str, float | int | str] | None:
+    """Judge the bundle, register it, and give its version the role that it earned.
+
+    A version that passes becomes challenger, or champion where there is none yet. One that is rejected or held
+    is registered too, without a role, so that it and the reason can be looked up.
+
+    Args:
+        registry: where to.
+        name: registered model.
+        bundle: directory of the bundle.
+        features: outputs of featurize.
+        checks: bounds and reasons.
+        exclude: as for `evaluate`.
+        pipeline_run: gives the id of this execution's MLflow run.
+        previous_metrics: what this stage returned last, if its outputs still stand; else None.
+        out_report: where decision.json and decision.html go.
+
+    Returns:
+        metrics, or None when this bundle was judged against this champion by these checks before.
+    """
+    digest = read_digest(bundle)
+    registry.tidy(name)
+    champion = registry.role(name, "champion")
+    version = registry.find(name, digest)
+    is_champion = version is not None and champion is not None and version.number == champion.number
+    opponent = None if is_champion else champion
+    key = json.dumps(
+        {"against": opponent.number if opponent else None, "exclude": exclude, "checks": checks.model_dump()},
+        sort_keys=True,
+    )
+    settled = version is not None and (is_champion or version.tags.get("gate_key") == key)
+    if settled and previous_metrics is not None and previous_metrics.get("bundle_digest") == digest:
+        return None
+
+    candidate = Bundle.open(bundle)
+    against = "none" if opponent is None else f"version {opponent.number} of {name}"
+    theirs = None if opponent is None else registry.bundle(opponent)
+    decision = judge(candidate, theirs, features, checks, exclude=exclude, against=against)
+    if is_champion:
+        say(f"promote: this bundle is the champion already, version {champion.number if champion else ''}")
+    run_id = pipeline_run()
+    version = version or _register(registry, name, candidate, run_id)
+    role = _give_role(registry, version, opponent, decision, key, run_id, is_champion=is_champion)
+    write_report(decision, out_report, title=f"The gate: version {version.number} of {name}", role=role)
+    return {
+        "verdict": decision.verdict,
+        "role": role,
+        "reason": decision.reason,
+        "judged_against": decision.against,
+        "model_name": name,
+        "model_version": version.number,
+        "bundle_digest": digest,
+        "checks_failed": sum(check.outcome == "failed" for check in decision.checks),
+        **{metric: value for metric, value in decision.metrics.items() if math.isfinite(value)},
+    }
+
+
+def _register(registry: Registry, name: str, bundle: Bundle, run_id: str) -> Version:
+    from watchnext.recommend import pyfunc
+
+    return registry.register(
+        name,
+        bundle,
+        script=Path(pyfunc.__file__),
+        signature=pyfunc.signature_of(bundle),
+        input_example=pyfunc.example_of(bundle),
+        run_id=run_id,
+    )
+
+
+def _give_role(
+    registry: Registry,
+    version: Version,
+    opponent: Version | None,
+    decision: Decision,
+    key: str,
+    run_id: str,
+    *,
+    is_champion: bool,
+) -> str:
+    """Record the decision, then the role, then that all is done: killed anywhere, the next run does it again."""
+    role = "none"
+    if is_champion:
+        return "champion"
+    tags = {
+        f"check.{check.name}": f"{check.outcome}: {check.value}, {check.bound}" for check in decision.checks
+    }
+    tags |= {"verdict": decision.verdict, "reason": decision.reason, "judged_against": decision.against}
+    metrics = {metric: value for metric, value in decision.metrics.items() if math.isfinite(value)}
+    version = registry.record(version, tags, metrics)
+    if decision.verdict == "challenger" and opponent is None:
+        reason = "there was no champion yet, and it passed the gate"
+        registry.crown(version, over=None, reason=reason, evidence="gate", run_id=run_id)
+        role = "champion"
+    elif decision.verdict == "challenger":
+        registry.challenge(version, reason=decision.reason, evidence="gate", run_id=run_id)
+        role = "challenger"
+    else:
+        registry.dismiss(version, reason=decision.reason, evidence="gate", run_id=run_id)
+    registry.record(version, {"judged_at": _now(), "gate_key": key})
+    return role
+
+
+def write_report(decision: Decision, out_report: Path, *, title: str, role: str) -> None:
+    """Write decision.json and decision.html, and print the checks."""
+    out_report.mkdir(parents=True, exist_ok=True)
+    content = {**asdict(decision), "role": role}
+    (out_report / "decision.json").write_text(json.dumps(_finite(content), indent=1) + "\n", encoding="utf-8")
+    rows = [(check.name, check.value, check.bound, check.outcome, check.reason) for check in decision.checks]
+    header = ("check", "value", "bound", "outcome", "why")
+    page = html_page(
+        title,
+        f"{decision.verdict}: {decision.reason}",
+        [("Checks", header, rows), ("Metrics", ("metric", "value"), _metric_rows(decision.metrics))],
+    )
+    (out_report / "decision.html").write_text(page, encoding="utf-8")
+    print_table(title, header[:4], [row[:4] for row in rows])
+    say(f"verdict: {decision.verdict} ({decision.reason})")
+
+
+def html_page(
+    title: str,
+    verdict: str,
+    tables: Sequence[Table],
+    body: str = "",
+) -> str:
+    """One page that reads well offline: title, verdict, tables, and `body` as it is."""
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
+        "table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem;"
+        "border-bottom:1px solid #ddd;vertical-align:top}td.failed{color:#a40000;font-weight:600}"
+        "td.passed{color:#0a6b2d}td.not{color:#8a6d00}p.verdict{font-size:1.2rem;font-weight:600}img{max-width:100%}"
+    )
+    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="verdict">{html.escape(verdict)}</p>']
+    for caption, header, rows in tables:
+        heads = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+        lines = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
+        parts.append(f"<h2>{html.escape(caption)}</h2><table><tr>{heads}</tr>{lines}</table>")
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{html.escape(title)}</title><style>{style}</style><body>{''.join(parts)}{body}</body></html>\n"
+    )
+
+
+def _cell(text: str) -> str:
+    shade = f' class="{text.split()[0]}"' if text in get_args(Outcome) else ""
+    return f"<td{shade}>{html.escape(text)}</td>"
+
+
+def _popular(features: Path, day: date, exclude: Exclude) -> dict[str, float]:
+    from watchnext.evaluation import offline
+    from watchnext.models.candidate_sources import MostPopular
+
+    popular = MostPopular.from_statistics(features / "video_statistics", day)
+    result = offline.evaluate_most_popular(popular, features / "retrieval_examples" / "gate", exclude=exclude)
+    return {"popular_7_days_recall_at_100": result.metrics((100,))["recall_at_100"]}
+
+
+def _trained_before(name: str, bundle: Bundle, begins: datetime) -> Check:
+    passed = bundle.trained_until_at <= begins
+    return Check(
+        name,
+        bundle.trained_until_at.isoformat(),
+        f"<= {begins.isoformat()}, when the judged day begins",
+        # A champion that has seen the day is not at fault, but no comparison with it is fair.
+        "passed" if passed else ("failed" if name == "trained_until_at" else "not judged"),
+        "who has seen the day cannot be judged on it",
+    )
+
+
+def _at_least_index(measured: Mapping[str, float], check: Minimum) -> Check:
+    value = measured["index_recall_at_100"]
+    return Check(
+        "index_recall_at_100",
+        _shown(value),
+        f">= {check.minimum:.4g} of brute force",
+        _outcome(value, check.minimum, at_least=True),
+        check.reason,
+    )
+
+
+def _beats(ours: float, popular: float, checks: Checks) -> Check:
+    margin = checks.popular_7_days_recall_at_100.margin
+    needed = popular * (1 + margin)
+    outcome: Outcome = "not judged"
+    if math.isfinite(ours) and math.isfinite(needed):
+        outcome = "passed" if ours > needed else "failed"
+    by = f" by {margin:.1%}" if margin else ""
+    return Check(
+        "popular_7_days_recall_at_100",
+        _shown(ours),
+        f"> {_shown(needed)}, most popular of the last 7 days{by}",
+        outcome,
+        checks.popular_7_days_recall_at_100.reason,
+    )
+
+
+def _outcome(value: float, bound: float, *, at_least: bool) -> Outcome:
+    if not (math.isfinite(value) and math.isfinite(bound)):
+        return "not judged"
+    return "passed" if (value >= bound if at_least else value <= bound) else "failed"
+
+
+def _sum_up(checks: Sequence[Check]) -> tuple[Verdict, str]:
+    failed = [check.name for check in checks if check.outcome == "failed"]
+    unjudged = [check.name for check in checks if check.outcome == "not judged"]
+    if failed:
+        return "rejected", "failed: " + ", ".join(failed)
+    if unjudged:
+        return "held", "could not be judged: " + ", ".join(unjudged)
+    return "challenger", f"passed all {len(checks)} checks"
+
+
+def _metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [(name, _shown(value)) for name, value in sorted(metrics.items())]
+
+
+def _shown(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "none"
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no NaN: null instead."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return content
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,612 @@
+"""The shadow comparison: champion and challenger answer the same requests of the shadow day.
+
+Every request is answered by both from what was known at its instant. Overlap of the slates, their hits, errors and
+latency can veto a challenger. They cannot show that users would watch more: that takes causal evidence. The
+setting `evidence: offline` crowns a challenger that nothing vetoes all the same, and the version says so.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from watchnext.bundle import Bundle, read_digest
+from watchnext.config import Section
+from watchnext.console import print_table, say, track
+from watchnext.data.split import day_begins_at
+from watchnext.decisions.gate import Check, Exclude, Margin, Table, compare, html_page, measure
+from watchnext.errors import InputError
+from watchnext.features.history import Id
+from watchnext.recommend.recommender import Recommender, Slate
+from watchnext.registry import Registry, Version
+
+Verdict = Literal["crown", "keep", "continue"]
+Evidence = Literal["offline", "causal"]
+
+RBO_PERSISTENCE = 0.9
+"""p of rank-biased overlap: how likely a reader goes on to the next place; 86 % of the weight is on the first 10."""
+
+_WARM_UP = 5
+
+
+class Floor(Section):
+    """A veto below a bound."""
+
+    minimum: float = Field(ge=0, le=1)
+    reason: str
+
+
+class Share(Section):
+    """A veto above a share."""
+
+    maximum_share: float = Field(ge=0, le=1)
+    reason: str
+
+
+class Slower(Section):
+    """A veto for a challenger that answers much slower; never for one that answers within `at_least_ms`."""
+
+    maximum_ratio: float = Field(gt=0)
+    at_least_ms: float = Field(ge=0)
+    reason: str
+
+
+class Vetoes(Section):
+    """What keeps a challenger from the crown, `compare_shadow.vetoes` in params.yaml."""
+
+    recall_at_100: Margin = Margin(margin=0.05, reason="no worse on the day after the gate day either")
+    weighted_pairwise_loss: Margin = Margin(
+        margin=0.05, reason="no worse on the day after the gate day either"
+    )
+    slate_overlap: Floor = Floor(minimum=0.0, reason="slates that share nothing deserve a look; 0 = no veto")
+    errors: Share = Share(maximum_share=0.0, reason="every request has to be answered")
+    latency_p50_ms: Slower = Slower(maximum_ratio=3.0, at_least_ms=100.0, reason="answers must stay quick")
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Both answers to one request.
+
+    Attributes:
+        overlap: share of the slate's places filled by videos that are in both slates, 0 to 1.
+        rank_biased_overlap: the same with the first places weighing most, 0 to 1.
+        hits: champion's and challenger's share of the user's later completed watches of the day that are in the
+            first slate_length places; NaN where there were none.
+        latency_ms: champion's and challenger's.
+        errors: what champion and challenger failed with; "" for an answer.
+    """
+
+    overlap: float
+    rank_biased_overlap: float
+    hits: tuple[float, float]
+    latency_ms: tuple[float, float]
+    errors: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the shadow day says.
+
+    Attributes:
+        verdict: `crown`, `keep`, or `continue` where the evidence asked for is not there yet.
+        reason: one sentence.
+        evidence: what the verdict rests on.
+        checks: every veto, and whether it was raised (`failed`).
+        metrics: champion_*, challenger_* and what belongs to the pair.
+    """
+
+    verdict: Verdict
+    reason: str
+    evidence: Evidence
+    checks: tuple[Check, ...]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A logged request of the shadow day, and what its user completed later that day."""
+
+    user_id: Id
+    at: datetime
+    surface: str | None
+    device: str | None
+    logged_in: bool | None
+    watched_later: frozenset[Id]
+
+
+def rank_biased_overlap(
+    first: Sequence[Id], second: Sequence[Id], persistence: float = RBO_PERSISTENCE
+) -> float:
+    """Extrapolated rank-biased overlap of two rankings without ties (Webber, Moffat and Zobel 2010, eq. 23).
+
+    For rankings of one length k, with A_d the share of the first d places that both have in common:
+    RBO = A_k p^k + (1 - p) / p * sum over d of A_d p^d. 1 for equal rankings, 0 for disjoint ones. Of rankings of
+    different lengths the longer one is cut.
+
+    Args:
+        first: best first.
+        second: best first.
+        persistence: p, between 0 and 1.
+
+    >>> rank_biased_overlap("abc", "abc"), rank_biased_overlap("abc", "xyz")
+    (1.0, 0.0)
+    """
+    depth = min(len(first), len(second))
+    if depth == 0:
+        return 1.0 if len(first) == len(second) else 0.0
+    seen_first: set[Id] = set()
+    seen_second: set[Id] = set()
+    agreement = total = 0.0
+    for place in range(depth):
+        seen_first.add(first[place])
+        seen_second.add(second[place])
+        agreement = len(seen_first & seen_second) / (place + 1)
+        total += agreement * persistence ** (place + 1)
+    return agreement * persistence**depth + (1 - persistence) / persistence * total
+
+
+def slate_overlap(first: Sequence[Id], second: Sequence[Id]) -> float:
+    """Share of places of the longer slate that are filled by videos of both; 1 for two empty slates."""
+    longer = max(len(first), len(second))
+    return len(set(first) & set(second)) / longer if longer else 1.0
+
+
+def read_requests(tables: Path, day: date, time_zone: str, how_many: int) -> list[Request]:
+    """Requests of a local day, spread evenly over it, with what followed.
+
+    Args:
+        tables: validated tables.
+        day: the shadow day.
+        time_zone: in which it is cut.
+        how_many: at most so many.
+
+    Raises:
+        InputError: the day has no requests.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.dataset as ds
+
+    begins, ends = (day_begins_at(day + timedelta(days=more), time_zone) for more in (0, 1))
+
+    def rows(name: str, instant: str, columns: Sequence[str]) -> pa.Table:
+        dataset = ds.dataset([str(part) for part in sorted((tables / name).glob("part-*.parquet"))])
+        kind = dataset.schema.field(instant).type
+        inside = (ds.field(instant) >= pa.scalar(begins, kind)) & (ds.field(instant) < pa.scalar(ends, kind))
+        present = [column for column in columns if column in dataset.schema.names]
+        return dataset.to_table(columns=present, filter=inside)
+
+    columns = ("request_id", "user_id", "shown_at", "surface", "device", "logged_in")
+    impressions = rows("impressions", "shown_at", columns)
+    if impressions.num_rows == 0:
+        raise InputError(f"no requests on the shadow day {day}", where=str(tables / "impressions"))
+    others = [name for name in impressions.column_names if name != "request_id"]
+    firsts = impressions.group_by("request_id", use_threads=False).aggregate(
+        [(name, "min") for name in others]
+    )
+    firsts = firsts.rename_columns([name.removesuffix("_min") for name in firsts.column_names])
+    firsts = firsts.sort_by([("shown_at", "ascending"), ("request_id", "ascending")])
+    places = np.unique(np.linspace(0, firsts.num_rows - 1, min(how_many, firsts.num_rows)).astype(int))
+    chosen = firsts.take(pa.array(places)).to_pylist()
+
+    watches = rows("watches", "watched_at", ("user_id", "video_id", "watched_at", "completed"))
+    users = pa.array(sorted({row["user_id"] for row in chosen}), watches.schema.field("user_id").type)
+    watches = watches.filter(pc.and_(watches["completed"], pc.is_in(watches["user_id"], value_set=users)))
+    by_user: dict[Id, list[tuple[datetime, Id]]] = {}
+    for row in watches.to_pylist():
+        by_user.setdefault(row["user_id"], []).append((row["watched_at"], row["video_id"]))
+    return [
+        Request(
+            user_id=row["user_id"],
+            at=row["shown_at"],
+            surface=row.get("surface"),
+            device=row.get("device"),
+            logged_in=row.get("logged_in"),
+            watched_later=frozenset(
+                video
+                for watched_at, video in by_user.get(row["user_id"], ())
+                if watched_at >= row["shown_at"]
+            ),
+        )
+        for row in chosen
+    ]
+
+
+def replay(
+    champion: Bundle,
+    challenger: Bundle,
+    requests: Sequence[Request],
+    tables: Path,
+    features: Path,
+    day: date,
+    length: int,
+) -> list[Paired]:
+    """Answer every request with both bundles, taking turns in going first.
+
+    Args:
+        champion: verified bundle.
+        challenger: verified bundle.
+        requests: see `read_requests`.
+        tables: validated tables, for what users had done by then.
+        features: outputs of featurize, for the statistics of videos as of `day`.
+        day: the shadow day.
+        length: of the slates.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from watchnext.features.ranking_features import RequestContext, VideoStatistics
+    from watchnext.recommend.state import UserStates
+
+    states = UserStates.read(tables, {request.user_id for request in requests})
+    parts = sorted((features / "video_statistics").glob("part-*.parquet"))
+    statistics = VideoStatistics.from_table(
+        pa.concat_tables([pq.read_table(part, filters=[("day", "=", day)]) for part in parts])
+    )
+    both = (Recommender.open(champion), Recommender.open(challenger))
+
+    def answer(recommender: Recommender, request: Request) -> tuple[Slate | None, float, str]:
+        facts = states.facts_of(request.user_id)
+        context = RequestContext(
+            user_id=request.user_id,
+            at=request.at,
+            surface=request.surface,
+            device=request.device,
+            logged_in=request.logged_in,
+            region=facts.region,
+            age_years=facts.age_years,
+        )
+        began = time.perf_counter()
+        try:
+            slate = recommender.recommend(
+                states.history(request.user_id), context, length, statistics=statistics
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is counted, shown and can veto
+            return None, 1000 * (time.perf_counter() - began), f"{type(error).__name__}: {error}"
+        return slate, 1000 * (time.perf_counter() - began), ""
+
+    for request in requests[:_WARM_UP]:
+        for recommender in both:
+            answer(recommender, request)
+    paired = []
+    for number, request in enumerate(track(requests, "replaying the shadow day")):
+        order = (0, 1) if number % 2 == 0 else (1, 0)
+        answers = {which: answer(both[which], request) for which in order}
+        slates = [answers[which][0] for which in (0, 1)]
+        first, second = (slate.video_ids if slate is not None else () for slate in slates)
+        paired.append(
+            Paired(
+                overlap=slate_overlap(first, second),
+                rank_biased_overlap=rank_biased_overlap(first, second),
+                hits=(_hits(first, request), _hits(second, request)),
+                latency_ms=(answers[0][1], answers[1][1]),
+                errors=(answers[0][2], answers[1][2]),
+            )
+        )
+    return paired
+
+
+def summarize(paired: Sequence[Paired], length: int) -> dict[str, float]:
+    """Figures of a replay: means over requests, latency percentiles, shares of errors."""
+    import numpy as np
+
+    metrics: dict[str, float] = {
+        "requests": len(paired),
+        f"slate_overlap_at_{length}": float(np.mean([pair.overlap for pair in paired])),
+        "rank_biased_overlap": float(np.mean([pair.rank_biased_overlap for pair in paired])),
+    }
+    hits = np.array([pair.hits for pair in paired])
+    judged = np.isfinite(hits).all(axis=1)
+    for place, who in enumerate(("champion", "challenger")):
+        latency = [pair.latency_ms[place] for pair in paired]
+        metrics[f"{who}_latency_p50_ms"] = float(np.percentile(latency, 50))
+        metrics[f"{who}_latency_p99_ms"] = float(np.percentile(latency, 99))
+        metrics[f"{who}_errors"] = float(np.mean([bool(pair.errors[place]) for pair in paired]))
+        # Recall of the whole slate service, not of candidate generation: hence the word slate.
+        metrics[f"{who}_slate_recall_at_{length}"] = (
+            float(hits[judged, place].mean()) if judged.any() else math.nan
+        )
+    metrics["requests_with_later_watches"] = int(judged.sum())
+    return metrics
+
+
+def decide(metrics: Mapping[str, float], vetoes: Vetoes, *, length: int, evidence: Evidence) -> Comparison:
+    """Weigh the figures of the shadow day.
+
+    Args:
+        metrics: of `summarize`, and `measure` of both with the prefixes champion_ and challenger_.
+        vetoes: bounds and reasons.
+        length: of the slates.
+        evidence: what it takes to crown.
+    """
+    ours, theirs = (
+        {name.removeprefix(who): value for name, value in metrics.items() if name.startswith(who)}
+        for who in ("challenger_", "champion_")
+    )
+    checks = compare(ours, theirs, vetoes.recall_at_100, vetoes.weighted_pairwise_loss, "the champion's")
+    overlap, floor = metrics[f"slate_overlap_at_{length}"], vetoes.slate_overlap.minimum
+    checks.append(
+        Check(
+            f"slate_overlap_at_{length}",
+            f"{overlap:.4f}",
+            f">= {floor:.4g}",
+            "passed" if overlap >= floor else "failed",
+            vetoes.slate_overlap.reason,
+        )
+    )
+    allowed = vetoes.errors.maximum_share
+    checks.append(
+        Check(
+            "errors",
+            f"{ours['errors']:.2%}",
+            f"<= {allowed:.2%} of the requests",
+            "passed" if ours["errors"] <= allowed else "failed",
+            vetoes.errors.reason,
+        )
+    )
+    slower = vetoes.latency_p50_ms
+    limit = max(slower.at_least_ms, slower.maximum_ratio * theirs["latency_p50_ms"])
+    checks.append(
+        Check(
+            "latency_p50_ms",
+            f"{ours['latency_p50_ms']:.1f}",
+            f"<= {limit:.1f} ({slower.maximum_ratio:g} times the champion's, at least {slower.at_least_ms:g})",
+            "passed" if ours["latency_p50_ms"] <= limit else "failed",
+            slower.reason,
+        )
+    )
+    raised = [check.name for check in checks if check.outcome == "failed"]
+    unjudged = [check.name for check in checks if check.outcome == "not judged"]
+    if raised:
+        return Comparison("keep", "vetoed: " + ", ".join(raised), evidence, tuple(checks), metrics)
+    if unjudged:
+        reason = "could not be judged: " + ", ".join(unjudged)
+        return Comparison("continue", reason, evidence, tuple(checks), metrics)
+    if evidence == "causal":
+        reason = "no veto, but there is no causal evidence yet that users would watch more"
+        return Comparison("continue", reason, evidence, tuple(checks), metrics)
+    reason = "no veto on the shadow day; by offline evidence alone, as `evidence: offline` allows"
+    return Comparison("crown", reason, evidence, tuple(checks), metrics)
+
+
+def compare_and_crown(
+    registry: Registry,
+    *,
+    bundle: Path,
+    features: Path,
+    tables: Path,
+    evidence: Evidence,
+    requests: int,
+    slate_length: int,
+    exclude: Exclude,
+    vetoes: Vetoes,
+    pipeline_run: Callable[[], str],
+    previous_metrics: Mapping[str, Any] | None,
+    out_report: Path,
+) -> dict[str, float | int | str] | None:
+    """Compare champion and challenger on the shadow day and move the alias if the verdict says so.
+
+    Args:
+        registry: where they are.
+        bundle: directory of the present bundle; the model that it is a version of is the one in question.
+        features: outputs of featurize, for the shadow day's examples and statistics.
+        tables: validated tables, for its requests.
+        evidence: what it takes to crown.
+        requests: how many requests to replay.
+        slate_length: of the slates.
+        exclude: as for `evaluate`.
+        vetoes: bounds and reasons.
+        pipeline_run: gives the id of this execution's MLflow run.
+        previous_metrics: what this stage returned last, if its outputs still stand; else None.
+        out_report: where decision.json, decision.html and the plots go.
+
+    Returns:
+        metrics, or None when these two were compared on this data by these rules before, or nobody challenges.
+    """
+    name = registry.model_of(read_digest(bundle))
+    champion = challenger = None
+    if name is not None:
+        registry.tidy(name)
+        champion, challenger = registry.role(name, "champion"), registry.role(name, "challenger")
+    if champion is None or challenger is None:
+        if previous_metrics is not None:
+            return None
+        who = "there is no challenger" if champion is not None else "there is no champion yet"
+        return _nothing(f"{who}: nothing to compare", out_report)
+    manifest = json.loads((features / "manifest.json").read_text(encoding="utf-8"))
+    rules = {
+        "champion": champion.bundle_digest,
+        "data": manifest["data_digest"],
+        "evidence": evidence,
+        "requests": requests,
+        "slate_length": slate_length,
+        "exclude": exclude,
+        "vetoes": vetoes.model_dump(),
+    }
+    key = json.dumps(rules, sort_keys=True)
+    done = challenger.tags.get("shadow_key") == key
+    if (
+        done
+        and previous_metrics is not None
+        and previous_metrics.get("bundle_digest") == challenger.bundle_digest
+    ):
+        return None
+
+    comparison, paired = _compare(registry, champion, challenger, manifest, features, tables, rules, vetoes)
+    run_id = pipeline_run()
+    _settle(registry, champion, challenger, comparison, key, run_id)
+    title = f"Shadow day: version {challenger.number} against champion version {champion.number} of {champion.name}"
+    _write_report(comparison, paired, slate_length, out_report, title)
+    return {
+        "verdict": comparison.verdict,
+        "reason": comparison.reason,
+        "evidence": comparison.evidence,
+        "model_name": challenger.name,
+        "champion_version": champion.number,
+        "challenger_version": challenger.number,
+        "bundle_digest": challenger.bundle_digest,
+        **{metric: value for metric, value in comparison.metrics.items() if math.isfinite(value)},
+    }
+
+
+def _compare(
+    registry: Registry,
+    champion: Version,
+    challenger: Version,
+    manifest: Mapping[str, Any],
+    features: Path,
+    tables: Path,
+    rules: Mapping[str, Any],
+    vetoes: Vetoes,
+) -> tuple[Comparison, list[Paired]]:
+    evidence: Evidence = rules["evidence"]
+    if champion.source != challenger.source:
+        return Comparison("continue", "models of different sources are not compared", evidence, (), {}), []
+    shadow = manifest["days"]["shadow"]
+    if not shadow:
+        reason = "the logs have too few days for a shadow day"
+        return Comparison("continue", reason, evidence, (), {}), []
+    day = date.fromisoformat(shadow)
+    begins = day_begins_at(day, manifest["time_zone"])
+    bundles = {"champion": registry.bundle(champion), "challenger": registry.bundle(challenger)}
+    late = [who for who, bundle in bundles.items() if bundle.trained_until_at > begins]
+    if late:
+        reason = (
+            f"{' and '.join(late)} has been trained on the shadow day {shadow}: no comparison on it is fair"
+        )
+        return Comparison("continue", reason, evidence, (), {}), []
+    asked = read_requests(tables, day, manifest["time_zone"], rules["requests"])
+    paired = replay(
+        bundles["champion"], bundles["challenger"], asked, tables, features, day, rules["slate_length"]
+    )
+    metrics = summarize(paired, rules["slate_length"])
+    for who, bundle in bundles.items():
+        measured = measure(bundle, features, "shadow", exclude=rules["exclude"])
+        metrics |= {f"{who}_{metric}": value for metric, value in measured.items()}
+    return decide(metrics, vetoes, length=rules["slate_length"], evidence=evidence), paired
+
+
+def _settle(
+    registry: Registry, champion: Version, challenger: Version, comparison: Comparison, key: str, run_id: str
+) -> None:
+    """Record the comparison, then move the roles, then that all is done."""
+    tags = {
+        f"shadow.{check.name}": f"{check.outcome}: {check.value}, {check.bound}"
+        for check in comparison.checks
+    }
+    tags |= {
+        "shadow_verdict": comparison.verdict,
+        "shadow_reason": comparison.reason,
+        "shadow_against": f"version {champion.number}",
+        "evidence": comparison.evidence,
+    }
+    version = registry.record(challenger, tags)
+    why = {"reason": comparison.reason, "evidence": comparison.evidence, "run_id": run_id}
+    if comparison.verdict == "crown":
+        registry.crown(version, over=champion, **why)
+    elif comparison.verdict == "keep":
+        registry.dismiss(version, **why)
+    registry.record(
+        version, {"shadow_at": datetime.now(UTC).isoformat(timespec="seconds"), "shadow_key": key}
+    )
+
+
+def _nothing(reason: str, out_report: Path) -> dict[str, float | int | str]:
+    out_report.mkdir(parents=True, exist_ok=True)
+    content = {"verdict": "none", "reason": reason}
+    (out_report / "decision.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (out_report / "decision.html").write_text(html_page("Shadow day", reason, []), encoding="utf-8")
+    say(f"compare_shadow: {reason}")
+    return {**content}
+
+
+def _write_report(
+    comparison: Comparison, paired: Sequence[Paired], length: int, out_report: Path, title: str
+) -> None:
+    out_report.mkdir(parents=True, exist_ok=True)
+    content = asdict(comparison)
+    content["metrics"] = {
+        name: value if math.isfinite(value) else None for name, value in content["metrics"].items()
+    }
+    failures = [error for pair in paired for error in pair.errors if error]
+    content["first_errors"] = failures[:5]
+    (out_report / "decision.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    rows = [
+        (check.name, check.value, check.bound, check.outcome, check.reason) for check in comparison.checks
+    ]
+    header = ("veto", "value", "bound", "outcome", "why")
+    figures = _side_by_side(comparison.metrics)
+    pictures = ""
+    if paired:
+        _plot(paired, length, out_report)
+        pictures = "".join(
+            f'<h2>{caption}</h2><img src="{file}" alt="{caption}">'
+            for file, caption in (("overlap.png", "Overlap of the slates"), ("latency.png", "Latency"))
+        )
+    tables: list[Table] = [
+        ("Vetoes", header, rows),
+        ("Figures", ("metric", "champion", "challenger"), figures),
+    ]
+    page = html_page(title, f"{comparison.verdict}: {comparison.reason}", tables, pictures)
+    (out_report / "decision.html").write_text(page, encoding="utf-8")
+    print_table(title, ("metric", "champion", "challenger"), figures)
+    print_table("vetoes", header[:4], [row[:4] for row in rows])
+    say(f"verdict: {comparison.verdict} ({comparison.reason})")
+
+
+def _side_by_side(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    def shown(value: float | None) -> str:
+        return "" if value is None else f"{value:.4g}"
+
+    rows = []
+    for name, value in sorted(metrics.items()):
+        if name.startswith("champion_"):
+            plain = name.removeprefix("champion_")
+            rows.append((plain, shown(value), shown(metrics.get(f"challenger_{plain}"))))
+        elif not name.startswith("challenger_"):
+            rows.append((name, shown(value), ""))
+    return rows
+
+
+def _plot(paired: Sequence[Paired], length: int, out_report: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    bins = [place / length for place in range(length + 1)]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.hist([pair.overlap for pair in paired], bins=bins, label=f"overlap at {length}")
+    axes.hist(
+        [pair.rank_biased_overlap for pair in paired],
+        bins=bins,
+        histtype="step",
+        label=f"rank-biased overlap, p = {RBO_PERSISTENCE}",
+    )
+    axes.set(xlabel="share in common", ylabel="requests")
+    axes.legend()
+    figure.savefig(out_report / "overlap.png", dpi=120)
+    plt.close(figure)
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for place, who in enumerate(("champion", "challenger")):
+        latency = np.sort([pair.latency_ms[place] for pair in paired])
+        axes.step(latency, np.arange(1, len(latency) + 1) / len(latency), where="post", label=who)
+    axes.set(xlabel="latency, ms", ylabel="share of requests answered", xscale="log")
+    axes.legend()
+    figure.savefig(out_report / "latency.png", dpi=120)
+    plt.close(figure)
+
+
+def _hits(shown: Sequence[Id], request: Request) -> float:
+    if not request.watched_later:
+        return math.nan
+    return len(request.watched_later & set(shown)) / len(request.watched_later)

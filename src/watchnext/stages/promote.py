@@ -1,0 +1,51 @@
+"""Stage `promote`: the gate. Registers the bundle as a version and makes it challenger, or says why not.
+
+It acts on the registry, outside DVC's cache: it runs every time, and does something once per bundle.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from watchnext.config import Section
+from watchnext.decisions.gate import Checks, Exclude
+
+
+class Params(Section):
+    """Section `promote` of params.yaml."""
+
+    model_name: str = "auto"
+    exclude: Exclude = "none"
+    checks: Checks = Checks()
+
+
+def promote(
+    params: Params,
+    bundle: Path,
+    features: Path,
+    pipeline_run: Callable[[], str],
+    out_report: Path,
+    previous_metrics: Mapping[str, Any] | None = None,
+) -> dict[str, float | int | str] | None:
+    """Judge the bundle and register it.
+
+    Raises:
+        InputError: the bundle is damaged, the champion's is gone, or the registry cannot be used.
+    """
+    import json
+
+    from watchnext.decisions.gate import promote_bundle
+    from watchnext.registry import Registry, model_name
+
+    source = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["source"]
+    return promote_bundle(
+        Registry.open(Path.cwd()),
+        name=model_name(params.model_name, source),
+        bundle=bundle,
+        features=features,
+        checks=params.checks,
+        exclude=params.exclude,
+        pipeline_run=pipeline_run,
+        previous_metrics=previous_metrics,
+        out_report=out_report,
+    )
