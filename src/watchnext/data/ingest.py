@@ -1,10 +1,11 @@
 """From a source's files to the project's tables: typed, without duplicates, sorted, with a note of what they are."""
 
+import contextlib
 import datetime as dt
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import duckdb
 import ibis
 import ibis.expr.datatypes as dtypes
 import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from watchnext.data.sources import Logs, RawColumn, RawTable
 from watchnext.data.split import from_wall_clock, rows_per_day
@@ -30,6 +33,7 @@ LATEST_AT_S = 4_102_444_800
 
 _UNITS_PER_S = {"s": 1, "ms": 1_000, "us": 1_000_000}
 _INTEGER_TEXT = r"^[+-]?[0-9]{1,18}(\.0+)?$"
+_INT64_MAX = 2**63 - 1
 _ID_TEXT = r"^(0|-?[1-9][0-9]{0,17})(\.0)?$"
 
 
@@ -66,14 +70,14 @@ def ingest_logs(logs: Logs, engine: Engine, out_tables: Path) -> dict[str, Inges
     Raises:
         InputError: a value is not of its column's type, an instant is not plausible in its unit.
     """
-    typed = _typed_files(logs)
-    tables = logs.derive(typed)
     done: dict[str, IngestedTable] = {}
-    for name, schema in TABLES.items():
-        if name in tables:
-            ingested = _ingest_table(tables[name], schema, logs, engine, out_tables / name)
-            if ingested is not None:
-                done[name] = ingested
+    with _damage_explained(logs):
+        tables = logs.derive(_typed_files(logs))
+        for name, schema in TABLES.items():
+            if name in tables:
+                ingested = _ingest_table(tables[name], schema, logs, engine, out_tables / name)
+                if ingested is not None:
+                    done[name] = ingested
     write_source(
         out_tables,
         {
@@ -150,6 +154,26 @@ def write_source(tables: Path, source: Mapping[str, Any]) -> None:
     (tables / SOURCE_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+@contextlib.contextmanager
+def _damage_explained(logs: Logs) -> Iterator[None]:
+    """Name the damaged file when the engine fails on one whose footer was whole."""
+    try:
+        yield
+    except duckdb.Error as error:
+        for path in (path for raw in logs.raw.values() for path in raw.parquet):
+            try:
+                for _ in pq.ParquetFile(path).iter_batches():
+                    pass
+            except (pa.ArrowException, OSError) as damage:
+                raise InputError(
+                    "the Parquet file cannot be read to its end: it is damaged",
+                    where=str(path),
+                    offenders=[str(damage).splitlines()[0]],
+                    remedy="copy or export the file again",
+                ) from error
+        raise
+
+
 # Values to types
 
 
@@ -177,7 +201,7 @@ def _typed_files(logs: Logs) -> dict[str, ir.Table]:
 def _text_id_spaces(logs: Logs) -> set[str]:
     """The id spaces whose ids are strings: any column of theirs holds something else than integers.
 
-    `007` is a string: as the integer 7 it would meet another id.
+    `007` is a string: as the integer 7 it would meet another id. So are hashes that take all of 64 bits.
     """
     text = set()
     for raw in logs.raw.values():
@@ -186,8 +210,13 @@ def _text_id_spaces(logs: Logs) -> set[str]:
             if column.kind != "id":
                 continue
             values = _values(raw, column)
-            if values.type().is_string():
+            if column.theirs is None:
+                if isinstance(column.value, str):
+                    text.add(str(column.id_space))
+            elif values.type().is_string():
                 questions[ours] = (values.notnull() & ~values.re_search(_ID_TEXT)).any()
+            elif values.type().is_uint64():
+                questions[ours] = (values > _INT64_MAX).any()
         if questions:
             answers = raw.table.aggregate(**questions).to_pyarrow().to_pylist()[0]
             text |= {str(raw.columns[ours].id_space) for ours, is_text in answers.items() if is_text}
@@ -203,7 +232,9 @@ def _parse(raw: RawTable, ours: str, column: RawColumn, time_zone: str, text_ids
     kind: Kind = column.kind
     if kind == "id":
         kind = "string" if column.id_space in text_ids else "int"
-    if values.type().is_null():
+    if column.theirs is None:
+        return _Parsed(values.cast(_dtype(kind)))
+    if _is_nothing(values.type()):
         return _Parsed(ibis.null(_dtype(kind)))
     if kind == "string":
         parsed = _parse_string(values)
@@ -219,7 +250,7 @@ def _parse(raw: RawTable, ours: str, column: RawColumn, time_zone: str, text_ids
         parsed = _parse_list(values, kind, raw.list_separator)
     if parsed is None:
         raise InputError(
-            f"`{ours}` should be {_in_words(kind)}, and the column is {values.type()}",
+            f"`{ours}` should be {_in_words(column.kind)}, and the column is {values.type()}",
             where=f"{raw.where}, column {column.theirs}",
             remedy="convert it, or map another column",
         )
@@ -243,6 +274,8 @@ def _parse_string(values: ir.Value) -> _Parsed | None:
 
 def _parse_int(values: ir.Value) -> _Parsed | None:
     dtype = values.type()
+    if dtype.is_uint64():
+        return _Parsed(values.try_cast("int64"), wrong=values > _INT64_MAX)
     if dtype.is_integer() or dtype.is_boolean():
         return _Parsed(values.cast("int64"))
     if dtype.is_floating() or dtype.is_decimal():
@@ -345,7 +378,9 @@ def _parse_list(values: ir.Value, kind: Kind, separator: str) -> _Parsed | None:
     item = "string" if kind == "list[string]" else "float64"
     dtype = values.type()
     if dtype.is_string():
-        items = values.strip().re_replace(rf"\s*{re.escape(separator)}\s*", separator).split(separator)
+        # Spark splits at a regular expression, DuckDB at a text: this one is the same as either.
+        between = "\x1f"
+        items = values.strip().re_replace(rf"\s*{re.escape(separator)}\s*", between).split(between)
         if item == "string":
             return _Parsed(items)
         numbers = items.try_cast(dtypes.Array(dtypes.float64))
@@ -354,7 +389,7 @@ def _parse_list(values: ir.Value, kind: Kind, separator: str) -> _Parsed | None:
         inner = dtype.value_type
         if inner.is_string() and item == "string":
             return _Parsed(values)
-        if inner.is_numeric() or inner.is_null():
+        if inner.is_numeric() or _is_nothing(inner):
             return _Parsed(values.cast(dtypes.Array(dtypes.dtype(item))))
     return None
 
@@ -384,6 +419,11 @@ def _make_timestamp(microseconds): ...  # type: ignore[no-untyped-def]
     name="timestamp_micros", signature=((dtypes.int64,), dtypes.Timestamp(timezone="UTC", scale=6))
 )
 def _timestamp_micros(microseconds): ...  # type: ignore[no-untyped-def]
+
+
+def _is_nothing(dtype: dtypes.DataType) -> bool:
+    """Whether this is the type of a column without a single value; Ibis has no name for DuckDB's."""
+    return dtype.is_null() or (dtype.is_unknown() and "NULL" in str(dtype))
 
 
 def _dtype(kind: Kind) -> dtypes.DataType:
@@ -485,9 +525,7 @@ def _ingest_table(
     table: ir.Table, schema: TableSchema, logs: Logs, engine: Engine, directory: Path
 ) -> IngestedTable | None:
     columns = [name for name in schema.column_names if name in table.columns]
-    nothing_in = _all_null(
-        table, [name for name in columns if schema.column(name).optional], logs.origins[schema.name]
-    )
+    nothing_in = _all_null(table, [name for name in columns if schema.column(name).optional])
     columns = [name for name in columns if name not in nothing_in]
     columns += [name for name in logs.extra_columns.get(schema.name, ()) if name in table.columns]
     evidence = [name for name in table.columns if name not in columns and name not in nothing_in]
@@ -513,17 +551,11 @@ def _ingest_table(
     )
 
 
-def _all_null(table: ir.Table, names: Sequence[str], where: str) -> list[str]:
+def _all_null(table: ir.Table, names: Sequence[str]) -> list[str]:
     """Optional columns without a single value: as good as absent, and treated so."""
     if not names:
         return []
-    try:
-        present = table.aggregate(**{name: table[name].count() for name in names}).to_pyarrow().to_pylist()[0]
-    except (duckdb.InvalidInputException, duckdb.IOException) as error:
-        # The footer was whole, or it would have been refused before.
-        raise InputError(
-            "the file cannot be read to its end: damaged", where=where, offenders=[str(error).splitlines()[0]]
-        ) from error
+    present = table.aggregate(**{name: table[name].count() for name in names}).to_pyarrow().to_pylist()[0]
     return [name for name in names if present[name] == 0]
 
 

@@ -88,6 +88,7 @@ class RawTable:
         columns: name after typing -> where it comes from.
         ignored_columns: columns of the files that nothing reads.
         list_separator: what stands between the items of a list written as text.
+        parquet: the files, where they are Parquet.
     """
 
     table: ir.Table
@@ -95,6 +96,7 @@ class RawTable:
     columns: Mapping[str, RawColumn]
     ignored_columns: tuple[str, ...] = ()
     list_separator: str = ","
+    parquet: tuple[Path, ...] = ()
 
 
 def _as_they_are(typed: Mapping[str, ir.Table]) -> dict[str, ir.Table]:
@@ -112,7 +114,6 @@ class Logs:
         derive: makes the project's tables of the typed files. Columns that are not in the schema only tell rows apart
             that are equal otherwise.
         ignored_columns: per table of the schema, columns of the files that were kept out.
-        origins: per table of the schema, the files that it is made of.
         extra_columns: per table, columns beyond the schema that are kept.
         notes: what a user should know about what was found.
     """
@@ -121,7 +122,6 @@ class Logs:
     time_zone: str
     raw: Mapping[str, RawTable]
     ignored_columns: Mapping[str, tuple[str, ...]]
-    origins: Mapping[str, str]
     extra_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     derive: Callable[[Mapping[str, ir.Table]], dict[str, ir.Table]] = _as_they_are
@@ -190,12 +190,10 @@ def _open_simulated(folder: Path, time_zone: str, engine: Engine) -> Logs:
         }
         columns |= {column: RawColumn(column, "string") for column in extras}
         _require_columns(schema, columns, table.columns, str(path), "")
-        raw[name] = RawTable(table, str(path), columns)
+        raw[name] = RawTable(table, str(path), columns, parquet=(path,))
         ignored[name] = tuple(sorted(set(table.columns) - set(columns)))
         extra[name] = extras
-    return Logs(
-        "simulated", time_zone, raw, ignored, {name: table.where for name, table in raw.items()}, extra
-    )
+    return Logs("simulated", time_zone, raw, ignored, extra)
 
 
 # A user's own files, with a mapping
@@ -233,11 +231,17 @@ def _open_files(folder: Path, time_zone: str, files: Files, engine: Engine, scra
         if table is None:
             continue
         columns, extras = _mapped_columns(schema, mapping, table.columns, shown, where)
-        raw[name] = RawTable(table, shown, columns, list_separator=mapping.list_separator)
+        raw[name] = RawTable(
+            table,
+            shown,
+            columns,
+            list_separator=mapping.list_separator,
+            parquet=tuple(paths) if kind == "parquet" else (),
+        )
         read = {column.theirs for column in columns.values()}
         ignored[name] = tuple(sorted(set(table.columns) - read))
         extra[name] = extras
-    return Logs("files", time_zone, raw, ignored, {name: table.where for name, table in raw.items()}, extra)
+    return Logs("files", time_zone, raw, ignored, extra)
 
 
 def _mapped_columns(
@@ -271,6 +275,7 @@ def _mapped_columns(
             schema.column(ours) if ours in schema.column_names else Column(ours, "string", "", nullable=True)
         )
         _check_unit(column, spec.unit, key)
+        _check_value(column, spec.value, key)
         columns[ours] = RawColumn(spec.column, column.kind, spec.unit, column.id_space, spec.value)
     for column in schema.columns:
         if column.name not in mapping.columns and column.name in theirs:
@@ -288,6 +293,28 @@ def _check_unit(column: Column, unit: Unit | None, key: str) -> None:
         where=key,
         remedy="units are for instants (s, ms, us, iso, local) and for durations (s, ms, us)",
     )
+
+
+def _check_value(column: Column, value: str | int | float | bool | None, key: str) -> None:
+    if value is None:
+        return
+    if column.kind not in _VALUE_TYPES:
+        raise InputError(
+            f"`{column.name}` cannot be one `value` for every row", where=key, remedy="name a `column`"
+        )
+    if type(value) not in _VALUE_TYPES[column.kind]:
+        raise InputError(
+            f"`{value!r}` is no value for `{column.name}`", where=key, remedy="see its type in the schema"
+        )
+
+
+_VALUE_TYPES: Mapping[Kind, tuple[type, ...]] = {
+    "id": (int, str),
+    "string": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+}
 
 
 # KuaiRand
@@ -355,12 +382,6 @@ def _open_kuairand(folder: Path, time_zone: str, engine: Engine, scratch: Path) 
         "videos": raw["videos"].ignored_columns,
         "users": raw["users"].ignored_columns,
     }
-    origins = {
-        "impressions": raw["log"].where,
-        "watches": raw["log"].where,
-        "videos": raw["videos"].where,
-        "users": raw["users"].where,
-    }
     histories = sorted(folder.glob("history_*.parquet"))
     overlapping = [path.name for path in histories if not _ends_before(path, logs)]
     histories = [path for path in histories if path.name not in overlapping]
@@ -372,16 +393,17 @@ def _open_kuairand(folder: Path, time_zone: str, engine: Engine, scratch: Path) 
         if found:
             table = ibis.union(*found) if len(found) > 1 else found[0]
             _require_theirs(_HISTORY, table.columns, shown)
-            raw["history"] = RawTable(table, shown, _HISTORY, _unread(_HISTORY, table.columns))
+            raw["history"] = RawTable(
+                table, shown, _HISTORY, _unread(_HISTORY, table.columns), parquet=tuple(histories)
+            )
             ignored["history"] = raw["history"].ignored_columns
-            origins["history"] = shown
     extras = {"users": tuple(name for name in raw["users"].columns if name != "user_id")}
     with_random = any(path.name.startswith("log_random_") for path in logs)
 
     def derive(typed: Mapping[str, ir.Table]) -> dict[str, ir.Table]:
         return _kuairand_tables(typed, with_random)
 
-    return Logs("kuairand", time_zone, raw, ignored, origins, extras, tuple(notes), derive)
+    return Logs("kuairand", time_zone, raw, ignored, extras, tuple(notes), derive)
 
 
 def _kuairand_tables(typed: Mapping[str, ir.Table], with_random: bool) -> dict[str, ir.Table]:
@@ -423,9 +445,13 @@ def _kuairand_tables(typed: Mapping[str, ir.Table], with_random: bool) -> dict[s
         watched_at="shown_at",
         watch_time_s="play_time_s",
     )
+    # A category with gaps was written as a float: 3.0 is 3.
+    users = typed["users"]
+    categories = [name for name in users.columns if name != "user_id"]
+    users = users.mutate(**{name: users[name].re_replace(r"^(-?[0-9]+)\.0$", r"\1") for name in categories})
     tables = {
         "videos": typed["videos"],
-        "users": typed["users"],
+        "users": users,
         "impressions": impressions,
         "watches": watches,
     }
