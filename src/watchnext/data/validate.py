@@ -267,7 +267,10 @@ def validate_tables(
     out_tables.mkdir(parents=True, exist_ok=True)
     out_quarantine.mkdir(parents=True, exist_ok=True)
 
-    kinds = {name: {c: kind_of(t) for c, t in table.schema().items()} for name, table in there.items()}
+    kinds = {
+        name: {c: kind_of(t, engine.kind != "spark") for c, t in table.schema().items()}
+        for name, table in there.items()
+    }
     id_kinds = {
         space: kinds[name][f"{space}_id"]
         for space, name in DEFINED_BY.items()
@@ -286,9 +289,9 @@ def validate_tables(
         return report, judge
 
     for table in track(report.tables, "validate: tables"):
-        _Work(engine, judge, tables, out_tables, out_quarantine, thresholds, now, source).run(
-            TABLES[table.name], there[table.name], table
-        )
+        work = _Work(engine, judge, tables, out_tables, out_quarantine, thresholds, now, source)
+        with engine.scope():
+            work.run(TABLES[table.name], there[table.name], table)
     _check_rule_names(report, thresholds)
     if not report.failures:
         _write_source(report, out_tables)
@@ -412,9 +415,10 @@ class _Work:
                 ibis.asc(table[name], nulls_first=True) for name in table.columns if name not in schema.key
             ]
             earlier = ibis.row_number().over(group_by=key, order_by=order or key)
+            # Once, not once for every batch.
+            table = self.engine.materialize(table.mutate(**{"fact copies before": earlier.cast("int64")}))
         else:
-            earlier = ibis.literal(0)
-        table = table.mutate(**{"fact copies before": earlier.cast("int64")})
+            table = table.mutate(**{"fact copies before": ibis.literal(0, "int64")})
 
         if "request_id" in table.columns:
             pages = table.group_by("request_id").aggregate(

@@ -223,8 +223,13 @@ class Rule:
         return self.check.violated_by(measured[self.judged_column])
 
 
-def kind_of(dtype: dt.DataType) -> str:
-    """The schema's word for a column type, or the engine's own where the schema has none."""
+def kind_of(dtype: dt.DataType, zoned: bool = True) -> str:
+    """The schema's word for a column type, or the engine's own where the schema has none.
+
+    Args:
+        dtype: as the engine reports it.
+        zoned: whether the engine says that a timestamp is an instant; Spark does not, and means one.
+    """
     if dtype.is_integer():
         return "int"
     if dtype.is_float64():
@@ -233,10 +238,10 @@ def kind_of(dtype: dt.DataType) -> str:
         return "bool"
     if dtype.is_string():
         return "string"
-    if dtype.is_timestamp() and dtype.timezone is not None:
+    if dtype.is_timestamp() and (dtype.timezone is not None or not zoned):
         return "instant"
     if dtype.is_array():
-        return f"list[{kind_of(dtype.value_type)}]"
+        return f"list[{kind_of(dtype.value_type, zoned)}]"
     return str(dtype)
 
 
@@ -597,5 +602,7 @@ def _days_since(instant: str, fact: str) -> Callable[[ir.Table], ir.Value]:
 
 
 def epoch_s(instant: ir.TimestampValue) -> ir.IntegerValue:
-    # Ibis types seconds since 1970 as 32 bits; the years that mixed-up units give need more.
-    return instant.epoch_seconds().cast("int64")
+    """Whole seconds since 1970 UTC, rounded down."""
+    # Ibis types them as 32 bits, and mixed-up units give years that need more; DuckDB gives a fraction, which a
+    # cast to integers would round into the next day.
+    return instant.epoch_seconds().cast("float64").floor().cast("int64")
