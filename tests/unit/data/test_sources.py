@@ -475,3 +475,10 @@ class TestKuaiRand:
         text = refusal(logs, tmp_path / "out", source="kuairand")
         assert "files of one table differ in their columns" in text
         assert "first offenders: extra" in text
+
+
+def test_the_example_in_the_guide_is_a_valid_setting() -> None:
+    guide = (Path(__file__).parents[3] / "docs/bring-your-own-logs.md").read_text(encoding="utf-8")
+    example = YAML(typ="safe").load(guide.split("```yaml\n")[1].split("```")[0])
+    params = Params.model_validate(example["ingest"])
+    assert set(params.files.tables) == {"videos", "users", "impressions", "watches"}
