@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fake_mlflow import Killed, KilledAtWrite
 from test_bundle import make_parts
 
 from watchnext import tracking
@@ -32,33 +32,6 @@ class Counts(mlflow.pyfunc.PythonModel):
 
 mlflow.models.set_model(Counts())
 """
-
-
-class Killed(BaseException):
-    """What `kill -9` looks like from inside: nothing after it runs, nobody catches it."""
-
-
-class KilledAtWrite:
-    """An MLflow client that dies at its n-th write, counted from 1, before doing it."""
-
-    def __init__(self, client: Any, at_write: int) -> None:
-        self.client = client
-        self.left = at_write
-        self.writes: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.client, name)
-        if not name.startswith(("set_", "create_", "delete_", "log_", "finalize_")):
-            return method
-
-        def write(*arguments: Any, **named: Any) -> Any:
-            self.writes.append(name)
-            self.left -= 1
-            if self.left == 0:
-                raise Killed(name)
-            return method(*arguments, **named)
-
-        return write
 
 
 class Project:

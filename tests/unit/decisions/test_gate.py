@@ -1,0 +1,264 @@
+"""The gate: what passes, what does not, and a registry that ends the same however often it was killed."""
+
+import json
+import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_mlflow import Killed, KilledAtWrite
+from tiny_world import make_bundle
+
+from watchnext.bundle import Bundle
+from watchnext.decisions import gate
+from watchnext.decisions.gate import Check, Checks, Decision, Margin, Minimum, compare, judge, promote_bundle
+from watchnext.errors import InputError
+from watchnext.registry import Registry
+from watchnext.tracking import Tracker
+
+PASSED = Decision("challenger", "passed all checks", (), {"recall_at_100": 0.5}, "none")
+REJECTED = Decision("rejected", "failed: recall_at_100", (), {"recall_at_100": 0.1}, "version 1 of watchnext")
+
+
+def outcomes(decision: Decision) -> dict[str, str]:
+    return {check.name: check.outcome for check in decision.checks}
+
+
+@pytest.mark.parametrize(
+    ("ours", "outcome"), [(0.200, "passed"), (0.1901, "passed"), (0.1899, "failed"), (math.nan, "not judged")]
+)
+def test_recall_may_fall_by_the_margin_and_no_further(ours: float, outcome: str) -> None:
+    recall, _ = compare(
+        {"recall_at_100": ours, "weighted_pairwise_loss": 0.3},
+        {"recall_at_100": 0.2, "weighted_pairwise_loss": 0.3},
+        Margin(margin=0.05, reason=""),
+        Margin(margin=0.05, reason=""),
+        "the champion's",
+    )
+    assert pytest.approx(0.19) == 0.2 * (1 - 0.05)
+    assert recall.outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("ours", "outcome"), [(0.10, "passed"), (0.3059, "passed"), (0.3061, "failed"), (math.nan, "not judged")]
+)
+def test_loss_may_rise_by_the_margin_and_no_further(ours: float, outcome: str) -> None:
+    """Seen to fail with the margin taken off the loss instead of put on."""
+    _, loss = compare(
+        {"recall_at_100": 0.2, "weighted_pairwise_loss": ours},
+        {"recall_at_100": 0.2, "weighted_pairwise_loss": 0.3},
+        Margin(margin=0.02, reason=""),
+        Margin(margin=0.02, reason=""),
+        "the champion's",
+    )
+    assert pytest.approx(0.306) == 0.3 * (1 + 0.02)
+    assert loss.outcome == outcome
+
+
+def test_a_right_bundle_passes_without_a_champion(right_bundle: Bundle, world_features: Path) -> None:
+    decision = judge(right_bundle, None, world_features, Checks())
+    assert decision.verdict == "challenger", decision.reason
+    assert set(outcomes(decision).values()) == {"passed"}
+    assert decision.metrics["recall_at_100"] == 1.0, "one step forward finds every label first"
+    assert 0.0 < decision.metrics["popular_7_days_recall_at_100"] < 0.3, "everything is about equally popular"
+    assert decision.metrics["index_recall_at_100"] == 1.0
+    assert decision.metrics["weighted_pairwise_loss"] < 0.45
+
+
+def test_a_wrong_bundle_is_rejected_and_told_why(
+    wrong_bundle: Bundle, right_bundle: Bundle, world_features: Path
+) -> None:
+    alone = judge(wrong_bundle, None, world_features, Checks())
+    assert alone.verdict == "rejected"
+    assert outcomes(alone)["popular_7_days_recall_at_100"] == "failed"
+    decision = judge(wrong_bundle, right_bundle, world_features, Checks(), against="version 1 of watchnext")
+    assert decision.verdict == "rejected"
+    failed = {name for name, outcome in outcomes(decision).items() if outcome == "failed"}
+    assert failed == {"recall_at_100", "weighted_pairwise_loss", "popular_7_days_recall_at_100"}
+    assert decision.metrics["weighted_pairwise_loss"] == pytest.approx(
+        1 - decision.metrics["champion_weighted_pairwise_loss"], abs=0.02
+    ), "upside down"
+    assert judge(right_bundle, wrong_bundle, world_features, Checks()).verdict == "challenger"
+
+
+def test_models_of_different_sources_are_not_compared(
+    right_bundle: Bundle, wrong_bundle: Bundle, world_features: Path
+) -> None:
+    elsewhere = Bundle(wrong_bundle.path, {**wrong_bundle.manifest, "source": "kuairand"})
+    decision = judge(right_bundle, elsewhere, world_features, Checks())
+    assert decision.verdict == "held"
+    assert "source kuairand" in decision.reason
+    assert decision.metrics == {}
+
+
+def test_who_has_seen_the_gate_day_is_not_judged_on_it(
+    right_bundle: Bundle, wrong_bundle: Bundle, world_features: Path
+) -> None:
+    later = {"trained_until_at": "2026-02-01T00:00:00+00:00"}
+    candidate = Bundle(right_bundle.path, {**right_bundle.manifest, **later})
+    assert outcomes(judge(candidate, None, world_features, Checks()))["trained_until_at"] == "failed"
+    champion = Bundle(wrong_bundle.path, {**wrong_bundle.manifest, **later})
+    decision = judge(right_bundle, champion, world_features, Checks())
+    assert (decision.verdict, outcomes(decision)["champion_trained_until_at"]) == ("held", "not judged")
+
+
+class Stage:
+    """What the runner does for `promote`, in a project folder."""
+
+    def __init__(self, root: Path, features: Path) -> None:
+        self.root = root
+        self.features = features
+        self.tracker = Tracker.open(root)
+        self.metrics: dict[str, Any] | None = None
+
+    def promote(
+        self, bundle: Bundle, registry: Registry | None = None, checks: Checks | None = None
+    ) -> dict[str, Any] | None:
+        metrics = promote_bundle(
+            registry or Registry.open(self.root),
+            name="watchnext",
+            bundle=bundle.path,
+            features=self.features,
+            checks=checks or Checks(),
+            exclude="none",
+            pipeline_run=lambda: self.tracker.pipeline_run("1-1.00"),
+            previous_metrics=self.metrics,
+            out_report=self.root / "report",
+        )
+        self.metrics = metrics or self.metrics
+        return metrics
+
+    def roles(self) -> dict[str, int]:
+        return Registry.open(self.root)._aliases("watchnext")
+
+
+@pytest.fixture
+def stage(project_root: Path, world_features: Path) -> Stage:
+    return Stage(project_root, world_features)
+
+
+def test_from_the_first_bundle_to_a_rejected_one(
+    stage: Stage, right_bundle: Bundle, wrong_bundle: Bundle
+) -> None:
+    first = stage.promote(right_bundle)
+    assert first is not None
+    assert (first["verdict"], first["role"], first["model_version"]) == ("challenger", "champion", 1)
+    assert stage.roles() == {"champion": 1}
+    second = stage.promote(wrong_bundle)
+    assert second is not None
+    assert (second["verdict"], second["role"], second["model_version"]) == ("rejected", "none", 2)
+    assert stage.roles() == {"champion": 1}
+    version = Registry.open(stage.root).version("watchnext", 2)
+    assert version.tags["verdict"] == "rejected"
+    assert version.tags["reason"].startswith("failed: ")
+    assert version.tags["check.recall_at_100"].startswith("failed: ")
+    decision = json.loads((stage.root / "report" / "decision.json").read_text(encoding="utf-8"))
+    assert decision["verdict"] == "rejected"
+    page = (stage.root / "report" / "decision.html").read_text(encoding="utf-8")
+    assert "rejected" in page
+    assert "http" not in page, "reads well offline"
+
+
+def test_nothing_to_do_is_done_without_tensorflow(
+    stage: Stage, right_bundle: Bundle, wrong_bundle: Bundle
+) -> None:
+    for bundle in (right_bundle, wrong_bundle):
+        assert stage.promote(bundle) is not None
+        before = stage.root.joinpath("mlruns/mlflow.db").read_bytes()
+        code = textwrap.dedent(
+            f"""
+            import sys
+            from pathlib import Path
+            from watchnext.decisions.gate import Checks, promote_bundle
+            from watchnext.registry import Registry
+            metrics = promote_bundle(
+                Registry.open(Path({str(stage.root)!r})), name="watchnext", bundle=Path({str(bundle.path)!r}),
+                features=Path({str(stage.features)!r}), checks=Checks(), exclude="none", pipeline_run=None,
+                previous_metrics={stage.metrics!r}, out_report=Path({str(stage.root)!r}) / "report",
+            )
+            assert metrics is None, metrics
+            assert "tensorflow" not in sys.modules
+            """
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+        assert stage.root.joinpath("mlruns/mlflow.db").read_bytes() == before
+
+
+def test_other_checks_or_lost_outputs_are_judged_again(
+    stage: Stage, right_bundle: Bundle, wrong_bundle: Bundle
+) -> None:
+    stage.promote(right_bundle)
+    stage.promote(wrong_bundle)
+    lenient = Checks(index_recall_at_100=Minimum(minimum=0.5, reason="other checks"))
+    again = stage.promote(wrong_bundle, checks=lenient)
+    assert again is not None
+    assert stage.promote(wrong_bundle, checks=lenient) is None
+    stage.metrics = None
+    for bundle, role in ((right_bundle, "champion"), (wrong_bundle, "none")):
+        redone = stage.promote(bundle)
+        assert redone is not None
+        assert redone["role"] == role
+    assert stage.roles() == {"champion": 1}
+    assert len(Registry.open(stage.root)._client().search_model_versions("name = 'watchnext'")) == 2
+
+
+def test_a_damaged_bundle_changes_nothing(stage: Stage, world_features: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "damaged", world_features)
+    (bundle.ranker / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(InputError, match="changed after it was packaged"):
+        stage.promote(bundle)
+    assert stage.roles() == {}
+    assert not stage.tracker.has_pipeline_run("1-1.00")
+
+
+@pytest.mark.parametrize("decided", [PASSED, REJECTED], ids=["passed", "rejected"])
+def test_killed_at_any_write_the_next_run_ends_the_same(
+    stage: Stage,
+    right_bundle: Bundle,
+    wrong_bundle: Bundle,
+    decided: Decision,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seen to fail with `gate_key` written before the role: the challenger was never named."""
+    monkeypatch.setattr(gate, "judge", lambda *_, **__: decided if champion_there else PASSED)
+    for bundle, champion_there in ((right_bundle, False), (wrong_bundle, True)):
+        for at_write in range(1, 100):
+            registry = Registry.open(stage.root)
+            client = KilledAtWrite(registry._client(), at_write)
+            registry._mlflow_client = client
+            try:
+                stage.promote(bundle, registry)
+            except Killed:
+                assert stage.roles().get("champion") in ((1,) if champion_there else (None, 1))
+                # The outputs of this run were lost with it.
+                stage.metrics = None
+                continue
+            break
+        assert at_write > 3
+        assert client.left > 0
+        role = (
+            "none"
+            if decided is REJECTED and champion_there
+            else "champion"
+            if not champion_there
+            else "challenger"
+        )
+        assert stage.metrics is not None
+        assert stage.metrics["role"] == role
+        expected = {"champion": 1} | ({"challenger": 2} if role == "challenger" else {})
+        assert stage.roles() == expected
+        assert stage.promote(bundle) is None
+    assert len(Registry.open(stage.root)._client().search_model_versions("name = 'watchnext'")) == 2
+
+
+def test_a_report_without_checks_can_be_written(tmp_path: Path) -> None:
+    held = Decision(
+        "held", "too few days", (Check("a", "none", "b", "not judged", "<why>"),), {"x": math.nan}, "none"
+    )
+    gate.write_report(held, tmp_path / "report", title="The gate", role="none")
+    written = json.loads((tmp_path / "report" / "decision.json").read_text(encoding="utf-8"))
+    assert written["metrics"] == {"x": None}
+    assert "&lt;why&gt;" in (tmp_path / "report" / "decision.html").read_text(encoding="utf-8")

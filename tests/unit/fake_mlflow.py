@@ -1,0 +1,30 @@
+"""An MLflow client that dies in the middle of its work."""
+
+from typing import Any
+
+
+class Killed(BaseException):
+    """What `kill -9` looks like from inside: nothing after it runs, nobody catches it."""
+
+
+class KilledAtWrite:
+    """An MLflow client that dies at its n-th write, counted from 1, before doing it."""
+
+    def __init__(self, client: Any, at_write: int) -> None:
+        self.client = client
+        self.left = at_write
+        self.writes: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.client, name)
+        if not name.startswith(("set_", "create_", "delete_", "log_", "finalize_")):
+            return method
+
+        def write(*arguments: Any, **named: Any) -> Any:
+            self.writes.append(name)
+            self.left -= 1
+            if self.left == 0:
+                raise Killed(name)
+            return method(*arguments, **named)
+
+        return write
