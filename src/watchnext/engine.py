@@ -7,6 +7,7 @@ is a directory of `part-*.parquet` files, whatever wrote it.
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
+import pyarrow.parquet as pq
 from pydantic import Field
 
 from watchnext.config import Section
@@ -88,12 +90,15 @@ class Engine:
             options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
             (rows,) = self.backend.raw_sql(f"COPY ({sql}) TO '{_quoted(target)}' ({options})").fetchone()
             return int(rows)
-        before = 0 if part is None or not any(directory.glob("part-*.parquet")) else self._count(directory)
-        ordered.to_parquet_dir(str(directory), mode="append")
-        return self._count(directory) - before
-
-    def _count(self, directory: Path) -> int:
-        return int(self.read(directory).count().execute())
+        # Spark writes a directory of its own at a time, files named by a random id: they are moved under names
+        # that keep the parts, and the rows, in order.
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=directory) as writing:
+            ordered.to_parquet_dir(str(Path(writing) / "rows"))
+            written = [
+                shutil.move(file, directory / f"part-{part or 0:05d}-{number:05d}.parquet")
+                for number, file in enumerate(sorted((Path(writing) / "rows").glob("part-*.parquet")))
+            ]
+        return sum(pq.read_metadata(file).num_rows for file in written)
 
     def materialize(self, table: ir.Table) -> ir.Table:
         """Compute `table` once and keep the rows, in memory or spilled, for the expressions built on it.

@@ -7,6 +7,7 @@ quantities, and both the tables and the in-memory `UserHistory` are as of the in
 
 import datetime
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -679,6 +680,17 @@ def describe_inputs(examples: ir.Table, features: Sequence[Feature]) -> list[dic
     ]
 
 
+def document() -> str:
+    """The declarations as a table in Markdown: what `docs/features.md` shows."""
+    lines = ["| input | kind | side | id space | what it is | needs |", "|---|---|---|---|---|---|"]
+    for feature in FEATURES:
+        kind = f"{feature.kind}, {feature.length}" if feature.length else feature.kind
+        needs = ", ".join(f"`{needed}`" for needed in feature.needs)
+        cells = (f"`{feature.name}`", kind, feature.side, feature.space or "", feature.meaning, needs)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def evaluate_request(
     features: Sequence[Feature],
     user: UserHistory,
@@ -709,3 +721,7 @@ def evaluate_request(
         else:
             columns[feature.name] = pa.array(values)
     return columns
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())

@@ -1,0 +1,158 @@
+"""Examples of candidate generation against a slow reference, and what they may not know."""
+
+import datetime as dt
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from random_logs import BEGIN, Rows, make_rows, write_rows
+
+from watchnext.engine import Engine, EngineParams, connect
+from watchnext.features.history import from_tables, make_streams, read_logs, tokenize
+from watchnext.features.ranking_features import RequestContext
+from watchnext.features.retrieval_examples import (
+    INPUTS,
+    choose_training,
+    request_columns,
+    retrieval_examples,
+    retrieval_labels,
+    with_example_age,
+)
+
+SPECS = tuple(spec for spec, _ in INPUTS)
+NAMES = [spec.name for spec in SPECS]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with connect(EngineParams(), tmp_path_factory.mktemp("scratch")) as opened:
+        yield opened
+
+
+def by_tables(engine: Engine, rows: Rows, directory: Path) -> dict[Any, dict[str, Any]]:
+    with engine.scope():
+        logs = read_logs(engine, write_rows(rows, directory))
+        labels = retrieval_labels(engine, logs.tables)
+        examples = retrieval_examples(engine, logs.tables, make_streams(engine, logs), labels, SPECS)
+        table = with_example_age(examples, None).to_pyarrow()
+    return {(row["user_id"], row["video_id"], row["watched_at"]): row for row in table.to_pylist()}
+
+
+@settings(
+    max_examples=5,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(seed=st.integers(0, 2**32), strings=st.booleans(), users=st.integers(1, 4))
+def test_tables_and_memory_equal_the_reference(
+    engine: Engine, tmp_path_factory: pytest.TempPathFactory, seed: int, strings: bool, users: int
+) -> None:
+    """Bags hold up to 50 of the last values, more than which these users have.
+
+    Seen to fail on these mutants: windows that include the current row; lists of 49; ties taken as before.
+    """
+    rows = make_rows(seed, users=users, days=5, events_per_day=60, strings=strings)
+    found = by_tables(engine, rows, tmp_path_factory.mktemp("logs"))
+    histories = from_tables(rows, {row["video_id"]: row["channel_id"] for row in rows["videos"]})
+    regions = {row["user_id"]: row["region"] for row in rows["users"]}
+    labels = [row for row in rows["watches"] if row["completed"]]
+    assert len(found) == len(labels) > 50
+    longest = 0
+    for label in labels:
+        user_id, at = label["user_id"], label["watched_at"]
+        earlier = sorted((r for r in rows["history"] if r["user_id"] == user_id), key=lambda r: r["position"])
+        past = sorted(
+            (r["watched_at"], r["video_id"])
+            for r in labels
+            if r["user_id"] == user_id and r["watched_at"] < at
+        )
+        watched = [r["video_id"] for r in earlier] + [video_id for _, video_id in past]
+        longest = max(longest, len(watched))
+        searched = sorted(
+            (r["searched_at"], r["query"])
+            for r in rows["searches"]
+            if r["user_id"] == user_id and r["searched_at"] < at
+        )
+        tokens = [token for _, query in searched for token in tokenize(query)]
+        expected = {
+            "history": watched[-50:],
+            "search_tokens": tokens[-50:],
+            "region": regions[user_id],
+            "example_age_s": 0.0,
+        }
+        row = found[(user_id, label["video_id"], at)]
+        assert {name: row[name] for name in NAMES} == expected
+        assert row["origin"] == label["origin"]
+        columns = request_columns(
+            histories[user_id], RequestContext(user_id, at, region=regions[user_id]), NAMES
+        )
+        assert {name: column[0].as_py() for name, column in columns.items()} == expected
+    assert users > 1 or longest > 50
+
+
+@settings(
+    max_examples=3,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(seed=st.integers(0, 2**32), millisecond=st.integers(0, 11))
+def test_nothing_at_or_after_an_instant_moves_an_example(
+    engine: Engine, tmp_path_factory: pytest.TempPathFactory, seed: int, millisecond: int
+) -> None:
+    """Seen to fail on the mutant whose windows include the current row."""
+    rows = make_rows(seed, days=4)
+    now = BEGIN + dt.timedelta(days=2, hours=5, milliseconds=millisecond)
+    changed: Rows = dict(rows)
+    changed["watches"] = [r for n, r in enumerate(rows["watches"]) if r["watched_at"] < now or n % 2]
+    changed["searches"] = [r for r in rows["searches"] if r["searched_at"] < now]
+    before = by_tables(engine, rows, tmp_path_factory.mktemp("before"))
+    after = by_tables(engine, changed, tmp_path_factory.mktemp("after"))
+    common = [key for key in after if key[2] <= now]
+    assert len(common) > 20
+    assert all(before[key] == after[key] for key in common)
+    later = [key for key in after if key[2] > now + dt.timedelta(hours=1)]
+    assert any(before[key] != after[key] for key in later)
+
+
+def test_training_keeps_at_most_so_many_of_a_user(engine: Engine, tmp_path: Path) -> None:
+    rows = make_rows(2, users=5, events_per_day=60)
+    logs = read_logs(engine, write_rows(rows, tmp_path / "logs"))
+    labels = retrieval_labels(engine, logs.tables)
+    (tmp_path / "known").mkdir()
+    pq.write_table(pa.table({"token": [100, 101, 102, 103]}), tmp_path / "known" / "part-00000.parquet")
+    known = engine.read(tmp_path / "known")
+
+    def chosen(seed: int, most: int) -> set[tuple[Any, ...]]:
+        table = choose_training(labels, known, seed, most).to_pyarrow()
+        return {(row["user_id"], row["video_id"], row["at"]) for row in table.to_pylist()}
+
+    everything = chosen(1, 10**6)
+    assert {video_id for _, video_id, _ in everything} == {100, 101, 102, 103}
+    assert len(everything) == sum(r["completed"] and r["video_id"] <= 103 for r in rows["watches"])
+    ten = chosen(1, 10)
+    assert ten < everything
+    assert set(Counter(user_id for user_id, _, _ in ten).values()) == {10}
+    assert chosen(1, 10) == ten
+    assert chosen(1, 5) < ten
+    assert 0 < len(chosen(2, 10) - ten) <= 50
+
+
+def test_example_age_counts_back_from_the_newest_label(engine: Engine, tmp_path: Path) -> None:
+    rows = make_rows(2, users=2)
+    with engine.scope():
+        logs = read_logs(engine, write_rows(rows, tmp_path))
+        labels = retrieval_labels(engine, logs.tables)
+        examples = retrieval_examples(engine, logs.tables, make_streams(engine, logs), labels, SPECS)
+        newest = int(labels["at"].max().execute())
+        table = with_example_age(examples, newest).to_pyarrow()
+    newest_at = max(row["watched_at"] for row in rows["watches"] if row["completed"])
+    for row in table.to_pylist():
+        assert row["example_age_s"] == (newest_at - row["watched_at"]) / dt.timedelta(seconds=1)
+    assert min(table["example_age_s"].to_pylist()) == 0.0

@@ -1,0 +1,90 @@
+"""Vocabularies: what is counted, how it is ordered and cut, and that only training is seen."""
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from random_logs import BEGIN, Rows, make_rows, write_rows
+
+from watchnext.data.split import SplitDays
+from watchnext.engine import EngineParams, connect
+from watchnext.features.history import read_logs, tokenize
+from watchnext.features.vocabulary import SPACES, training_tables, write_vocabularies
+
+LAST_TRAINING_DAY = BEGIN.date() + dt.timedelta(days=2)
+END = BEGIN + dt.timedelta(days=3)
+SPLIT = SplitDays(training=(BEGIN.date(), LAST_TRAINING_DAY), tuning=None, gate=END.date(), shadow=None)
+LARGEST = {space.name: 1000 for space in SPACES}
+
+
+def written(rows: Rows, directory: Path, largest: Mapping[str, int] = LARGEST) -> dict[str, dict]:
+    with connect(EngineParams()) as engine:
+        logs = read_logs(engine, write_rows(rows, directory / "logs"))
+        sizes = write_vocabularies(
+            engine, training_tables(engine, logs, SPLIT), logs, largest, directory / "out"
+        )
+    read = {
+        folder.name: pq.read_table(folder / "part-00000.parquet") for folder in (directory / "out").iterdir()
+    }
+    assert {name: table.num_rows for name, table in read.items()} == {
+        name: n for name, n in sizes.items() if n
+    }
+    return {
+        name: dict(zip(table["token"].to_pylist(), table["frequency"].to_pylist(), strict=True))
+        for name, table in read.items()
+        if table["index"].to_pylist() == list(range(1, table.num_rows + 1))
+    }
+
+
+def test_frequencies_are_those_of_training(tmp_path: Path) -> None:
+    """Seen to fail on mutants that count all days, or impressions without a click."""
+    rows = make_rows(3)
+    found = written(rows, tmp_path)
+    videos = {row["video_id"]: row for row in rows["videos"]}
+    regions = {row["user_id"]: row["region"] for row in rows["users"]}
+    shown = [row for row in rows["impressions"] if row["shown_at"] < END]
+    clicked = [videos[row["video_id"]] for row in shown if row["clicked"]]
+    completed = [row for row in rows["watches"] if row["completed"] and row["watched_at"] < END]
+    searched = [row for row in rows["searches"] if row["searched_at"] < END]
+    expected = {
+        "video": Counter(row["video_id"] for row in completed),
+        "channel": Counter(video["channel_id"] for video in clicked),
+        "topic": Counter(topic for video in clicked for topic in video["topics"] or ()),
+        "language": Counter(video["language"] for video in clicked),
+        "region": Counter(regions[row["user_id"]] for row in completed),
+        "surface": Counter(row["surface"] for row in shown),
+        "device": Counter(row["device"] for row in shown),
+        "search_token": Counter(token for row in searched for token in tokenize(row["query"])),
+    }
+    assert found.keys() == expected.keys()
+    for name, counter in expected.items():
+        counter.pop(None, None)
+        ordered = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+        assert list(found[name].items()) == ordered, name
+
+
+def test_the_most_frequent_are_kept(tmp_path: Path) -> None:
+    rows = make_rows(3)
+    everything = written(rows, tmp_path / "all")
+    three = written(rows, tmp_path / "three", {**LARGEST, "video": 3})
+    assert list(three["video"].items()) == list(everything["video"].items())[:3]
+    assert three["topic"] == everything["topic"]
+
+
+def test_what_happens_after_training_is_not_seen(tmp_path: Path) -> None:
+    rows = make_rows(3)
+    changed = {
+        "impressions": [r for r in rows["impressions"] if r["shown_at"] < END],
+        "watches": [r for r in rows["watches"] if r["watched_at"] < END],
+        "searches": [r for r in rows["searches"] if r["searched_at"] < END],
+    }
+    assert written(rows, tmp_path / "all") == written({**rows, **changed}, tmp_path / "cut")
+
+
+def test_a_space_without_a_value_has_no_vocabulary(tmp_path: Path) -> None:
+    rows = make_rows(3)
+    for row in rows["impressions"]:
+        row["device"] = "tv" if row["shown_at"] >= END else None
+    assert "device" not in written(rows, tmp_path)
