@@ -574,13 +574,13 @@ def _without_duplicates(
         .aggregate(_rows=ibis._.count())
         .filter(lambda t: t["_rows"] > 1)
     )
-    keyless = int(table.filter(~has_key).count().execute())
+    keyless = int(table.filter(~has_key).count().to_pyarrow().as_py())
     counted = doubled.aggregate(keys=doubled.count(), rows=doubled["_rows"].sum()).to_pyarrow().to_pylist()[0]
     keys, rows = counted["keys"], counted["rows"]
     if not keys:
         return table, 0, 0, keyless
     doubles = table.semi_join(doubled, list(key))
-    distinct = int(doubles.distinct().count().execute())
+    distinct = int(doubles.distinct().count().to_pyarrow().as_py())
     rest = [name for name in columns if name not in key]
     window = ibis.window(group_by=list(key), order_by=[ibis.desc(name, nulls_first=False) for name in rest])
     chosen = (
