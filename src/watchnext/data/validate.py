@@ -518,7 +518,8 @@ class _Work:
             groups[-1].append(day)
             held += count
         if len(groups) > 1 and held < self.thresholds.batch_rows / 2:
-            groups[-2] += groups.pop()
+            last = groups.pop()
+            groups[-1] += last
         spans: list[tuple[str, int | None, int | None]] = []
         for index, group in enumerate(groups):
             label = "all rows" if not group else f"{_text(group[0])} to {_text(group[-1])}"
