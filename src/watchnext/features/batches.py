@@ -335,7 +335,10 @@ def read_examples(directory: Path, columns: Sequence[str] | None = None) -> Iter
     for part in parts:
         with pq.ParquetFile(part) as file:
             for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=None if columns is None else list(columns))
+                table = file.read_row_group(group, columns=None if columns is None else list(columns))
+                # Engines mark a column without nulls as such, part by part; tables that differ in nothing else
+                # could not be concatenated.
+                yield table.cast(pa.schema([field.with_nullable(True) for field in table.schema]))
 
 
 def _names(columns: Columns) -> set[str]:
