@@ -14,7 +14,9 @@ from watchnext.index.search import as_queries
 _SEARCHER = "searcher.json"
 _ASSETS = "scann_assets.pbtxt"
 _DOCIDS = "scann_docids.pkl"
-_SPHERE_SAMPLE = 100_000
+_TRAINING_SAMPLE = 100_000
+_CODEBOOK_SIZE = 16
+"""Asymmetric hashing with 4 bits learns 16 centres, and cannot from fewer candidates."""
 
 
 class ScannSearcher:
@@ -50,7 +52,7 @@ class ScannSearcher:
             brute_force_below: corpus size from which on search is approximate.
             num_neighbors: the K that the default sizes below are made for.
             num_leaves: default about sqrt(num_candidates).
-            leaves_to_search: default a tenth of the leaves, at least 10.
+            leaves_to_search: default three tenths of the leaves, at least 10.
             reorder: default 5 * num_neighbors, candidates re-scored exactly.
             soar_lambda: None for no second leaf.
             threads: for building.
@@ -71,7 +73,7 @@ class ScannSearcher:
                 remedy="train_retrieval diverged: lower its learning_rate",
             )
         corpus_size, embedding_dim = embeddings.shape
-        exact = corpus_size < brute_force_below
+        exact = corpus_size < max(brute_force_below, _CODEBOOK_SIZE)
         builder = scann_ops_pybind.builder(
             np.ascontiguousarray(embeddings, dtype=np.float32), min(num_neighbors, corpus_size), "dot_product"
         ).set_n_training_threads(threads)
@@ -82,8 +84,8 @@ class ScannSearcher:
             builder = (
                 builder.tree(
                     num_leaves=leaves,
-                    num_leaves_to_search=min(leaves, leaves_to_search or max(10, leaves // 10)),
-                    training_sample_size=min(corpus_size, _SPHERE_SAMPLE),
+                    num_leaves_to_search=min(leaves, leaves_to_search or max(10, 3 * leaves // 10)),
+                    training_sample_size=min(corpus_size, _TRAINING_SAMPLE),
                     soar_lambda=soar_lambda if leaves > 1 else None,
                 )
                 .score_ah(2, anisotropic_quantization_threshold=0.2)
@@ -113,7 +115,7 @@ class ScannSearcher:
             rows, best = np.full((1, k), -1, np.int32), np.full((1, k), -np.inf, np.float32)
             rows[0, : len(found)], best[0, : len(found)] = found, scores
             return rows, best
-        found, scores = self._native.search_batched(checked, final_num_neighbors=k)
+        found, scores = self._native.search_batched_parallel(checked, final_num_neighbors=k)
         # Where fewer than k are found ScaNN pads with NaN scores.
         missing = np.isnan(scores)
         return (

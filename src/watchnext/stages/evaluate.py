@@ -14,7 +14,7 @@ class Params(Section):
     """Section `evaluate` of params.yaml."""
 
     exclude: Literal["none", "watched"] = "none"
-    largest_k: int = Field(default=1_000, ge=2)
+    largest_k: int = Field(default=200, ge=2)
 
 
 def evaluate(

@@ -14,7 +14,7 @@ class Params(Section):
 
     hidden_units: list[int] = Field(default=[128, 64])
     dims_per_doubling: float = Field(default=1.0, gt=0)
-    unit_s: float = Field(default=60.0, gt=0)
+    unit_s: float = Field(default=10.0, gt=0)
     cap_s: float = Field(default=1_800.0, gt=0)
     logit_bound: float = Field(default=15.0, gt=0, le=80)
     batch_size: int = Field(default=2_048, ge=1)

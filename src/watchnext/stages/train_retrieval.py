@@ -18,7 +18,7 @@ class Params(Section):
     batch_size: int = Field(default=512, ge=1)
     uniform_negatives: int = Field(default=1024, ge=1)
     learning_rate: float = Field(default=0.05, gt=0)
-    epochs: int = Field(default=8, ge=1)
+    epochs: int = Field(default=5, ge=1)
     patience: int = Field(default=2, ge=1)
     tuning_events: int = Field(default=5_000, ge=1)
 

@@ -1,0 +1,66 @@
+"""A tabular world: what the ranker should say can be counted."""
+
+import numpy as np
+import pytest
+
+from watchnext.features.batches import FeatureSpec
+from watchnext.models import ranking, training
+
+FEATURES = (FeatureSpec("video_id", "categorical", "video", None, "impression"),)
+CLICK_RATE = np.array([0.05, 0.5, 0.2, 0.02])
+WATCH_TIME_S = np.array([200.0, 10.0, 50.0, 600.0])
+"""Video 2 is clickbait: by far the most clicks, and the least time."""
+
+
+def world(rows, seed):
+    rng = np.random.default_rng(seed)
+    video = rng.integers(0, 4, rows)
+    clicked = rng.random(rows) < CLICK_RATE[video]
+    return {
+        "video_id": (video + 1).astype(np.int32),
+        "clicked": clicked.astype(np.float32),
+        "watch_time_s": np.where(clicked, WATCH_TIME_S[video] * rng.uniform(0.8, 1.2, rows), 0.0).astype(
+            np.float32
+        ),
+    }
+
+
+def predictions(examples):
+    training.start(3, deterministic=True)
+    model, _ = ranking.train(
+        examples, FEATURES, vocabulary_sizes={"video": 4}, boundaries={}, hidden_units=[16], dims_per_doubling=2.0,
+        unit_s=10.0, cap_s=10_000.0, logit_bound=15.0, batch_size=500, learning_rate=0.03, epochs=8, patience=8,
+        seed=3, evaluate=lambda model: {},
+    )  # fmt: skip
+    return ranking.predict(model.tower, {"video_id": np.arange(1, 5, dtype=np.int32)})[
+        "expected_watch_time_s"
+    ]
+
+
+def counted_odds(examples):
+    """sum(T) / (N - k) of each video, seconds."""
+    return np.array(
+        [
+            examples["watch_time_s"][examples["video_id"] == video].sum()
+            / (examples["clicked"][examples["video_id"] == video] == 0).sum()
+            for video in range(1, 5)
+        ]
+    )
+
+
+def test_the_odds_of_watch_time_are_recovered_and_clickbait_ranks_low():
+    """Seen to fail with unit weights for clicks: then clickbait ranks first."""
+    examples = world(40_000, 1)
+    found = predictions(examples)
+    assert found == pytest.approx(counted_odds(examples), rel=0.12)
+    # The odds exceed the mean watch time per impression by 1 / (1 - click rate), which is what is documented.
+    assert found * (1 - CLICK_RATE) == pytest.approx(CLICK_RATE * WATCH_TIME_S, rel=0.2)
+    assert int(np.argmin(found)) == 1
+
+
+def test_without_a_signal_all_videos_get_the_same_odds():
+    """Seen to fail where examples still carry their own outcome: then the odds of the last test come back."""
+    examples = world(40_000, 1)
+    examples["video_id"] = np.random.default_rng(5).permutation(examples["video_id"])
+    odds = examples["watch_time_s"].sum() / (examples["clicked"] == 0).sum()
+    assert predictions(examples) == pytest.approx(np.full(4, odds), rel=0.2)

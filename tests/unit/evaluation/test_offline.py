@@ -1,0 +1,206 @@
+import datetime as dt
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from watchnext.errors import InputError
+from watchnext.evaluation import offline
+from watchnext.evaluation.metrics import UNRANKED
+from watchnext.features.batches import Encoder, FeatureSpec
+from watchnext.index.search import ExactSearcher
+from watchnext.models.candidate_sources import MostPopular
+
+AT = dt.datetime(2026, 1, 9, 12, tzinfo=dt.UTC)
+
+
+def write(directory, table):
+    directory.mkdir(parents=True)
+    pq.write_table(table, directory / "part-00000.parquet")
+    return directory
+
+
+def make_encoder(directory, videos):
+    """An encoder whose vocabulary of videos is `videos`, in that order."""
+    spec = {"side": "query", "length": None}
+    manifest = {
+        "time_zone": "Asia/Shanghai",
+        "retrieval_features": [
+            spec | {"name": "history", "kind": "multivalent", "space": "video", "length": 3}
+        ],
+        "ranking_features": [
+            spec | {"name": "video_id", "kind": "categorical", "space": "video", "side": "impression"},
+            spec | {"name": "mean_s", "kind": "continuous", "space": None},
+        ],
+    }
+    directory.mkdir()
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    (directory / "quantiles.json").write_text(json.dumps({"mean_s": [0.0, 1.0]}))
+    table = pa.table(
+        {
+            "token": videos,
+            "index": pa.array(range(1, len(videos) + 1), pa.int32()),
+            "frequency": [1] * len(videos),
+        }
+    )
+    write(directory / "vocabularies" / "video", table)
+    return Encoder.load(directory)
+
+
+@pytest.fixture
+def events(tmp_path):
+    """Four events: labels b, c, an unknown video, and a, which was watched before."""
+    table = pa.table(
+        {
+            "user_id": [1, 2, 3, 4],
+            "video_id": ["b", "c", "new", "a"],
+            "history": [["a"], [], ["a", "b"], ["a", "a"]],
+        }
+    )
+    return write(tmp_path / "events", table)
+
+
+def constant_tower(arrays):
+    return np.ones((len(arrays["history"]), 1), np.float32)
+
+
+def test_models_with_other_vocabularies_are_judged_alike_on_the_same_rows(tmp_path, events):
+    """Scores a=4, b=3, c=2, d=1, in two orders of the vocabulary. Fails where labels are looked up in one of them."""
+    score = {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}
+    for number, videos in enumerate((["a", "b", "c", "d"], ["d", "b", "a", "c"])):
+        encoder = make_encoder(tmp_path / str(number), videos)
+        embeddings = np.array([[score[video]] for video in videos], np.float32)
+        found = offline.evaluate_retrieval(constant_tower, embeddings, encoder, events)
+        assert found.ranks.tolist() == [2, 3, UNRANKED, 1]
+        without = offline.evaluate_retrieval(constant_tower, embeddings, encoder, events, exclude="watched")
+        assert without.ranks.tolist() == [1, 3, UNRANKED, UNRANKED]
+        assert found.user_ids.to_pylist() == [1, 2, 3, 4]
+        assert found.metrics((2,))["recall_at_2"] == 2 / 4
+
+
+@pytest.mark.parametrize("exclude", ["none", "watched"])
+def test_an_exact_index_gives_the_exact_ranks_up_to_its_depth(tmp_path, events, exclude):
+    encoder = make_encoder(tmp_path / "encoder", ["a", "b", "c", "d"])
+    embeddings = np.array([[4.0], [3.0], [2.0], [1.0]], np.float32)
+    exact = offline.evaluate_retrieval(constant_tower, embeddings, encoder, events, exclude=exclude).ranks
+    for depth in (2, 4):
+        found = offline.evaluate_retrieval(
+            constant_tower, ExactSearcher(embeddings), encoder, events, exclude=exclude, depth=depth
+        )
+        assert found.ranks.tolist() == np.where(exact <= depth, exact, UNRANKED).tolist()
+
+
+def test_popularity_is_judged_under_the_same_rule_of_exclusion(events):
+    popular = MostPopular(pa.array(["a", "b", "c"]))
+    assert offline.evaluate_most_popular(popular, events).ranks.tolist() == [2, 3, UNRANKED, 1]
+    found = offline.evaluate_most_popular(popular, events, exclude="watched")
+    assert found.ranks.tolist() == [1, 3, UNRANKED, UNRANKED]
+
+
+def test_judging_fewer_events_spreads_them_over_the_day(tmp_path, events):
+    encoder = make_encoder(tmp_path / "encoder", ["a", "b", "c", "d"])
+    found = offline.evaluate_retrieval(
+        constant_tower, np.ones((4, 1), np.float32), encoder, events, max_events=2
+    )
+    assert found.user_ids.to_pylist() == [1, 4]
+
+
+def test_embeddings_that_are_not_numbers_and_empty_days_are_errors(tmp_path, events):
+    encoder = make_encoder(tmp_path / "encoder", ["a"])
+    with pytest.raises(InputError, match="not numbers"):
+        offline.evaluate_retrieval(
+            lambda arrays: constant_tower(arrays) * np.nan, np.ones((1, 1)), encoder, events
+        )
+    empty = write(tmp_path / "empty", pq.read_table(events).slice(0, 0))
+    with pytest.raises(InputError, match="no examples"):
+        offline.evaluate_retrieval(constant_tower, np.ones((1, 1)), encoder, empty)
+
+
+def shown(requests, hours=(0, 1, 2, 3)):
+    return pa.table(
+        {
+            "request_id": requests,
+            "user_id": [7, 7, 7, 8],
+            "video_id": ["a", "b", "c", "a"],
+            "shown_at": pa.array(
+                [AT + dt.timedelta(hours=hour) for hour in hours], pa.timestamp("us", "UTC")
+            ),
+            "surface": ["feed"] * 4,
+            "clicked": [True, False, False, True],
+            "watch_time_s": [50.0, 0.0, 0.0, 5.0],
+            "mean_s": [0.0, 50.0, 25.0, 0.0],
+        }
+    )
+
+
+def test_impressions_of_a_request_are_compared():
+    groups, kind = offline.group_impressions(shown([1, 1, 2, 2]), "UTC")
+    assert kind == offline.REQUEST
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+
+
+@pytest.mark.parametrize(("time_zone", "split"), [("UTC", False), ("Asia/Shanghai", True)])
+def test_single_impressions_are_compared_within_a_user_surface_and_day_of_the_time_zone(time_zone, split):
+    """12:00, 15:00 and 17:00 UTC; in Shanghai the third is after midnight. Fails where days are UTC's."""
+    groups, kind = offline.group_impressions(shown([1, 2, 3, 4], hours=(0, 3, 5, 5)), time_zone)
+    assert kind == offline.USER_SURFACE_DAY
+    assert groups[0] == groups[1] != groups[3]
+    assert (groups[1] != groups[2]) == split
+
+
+def test_the_query_side_of_a_group_is_that_of_its_first_impression(tmp_path):
+    """A score that is the user's mean watch time alone knows nothing of the videos: it ties, 0.5.
+
+    Left to move, the mean rises after the click, and each later impression seems better than the one clicked: 1.0.
+    """
+    encoder = make_encoder(tmp_path / "encoder", ["a", "b", "c"])
+    examples = write(tmp_path / "shown", shown([1, 2, 3, 4]))
+
+    def ranker(arrays):
+        return {"logit": arrays["mean_s"], "expected_watch_time_s": np.exp(arrays["mean_s"])}
+
+    result, expected = offline.evaluate_ranking(ranker, encoder, examples)
+    assert result.group_kind == offline.USER_SURFACE_DAY
+    assert result.metrics()["weighted_pairwise_loss"] == 0.5
+    assert result.metrics()["weighted_pairwise_loss_live_context"] == 1.0
+    assert expected == pytest.approx(np.exp([0.0, 50.0, 25.0, 0.0]))
+
+
+def test_the_impression_side_is_never_held():
+    features = (
+        FeatureSpec("video_id", "categorical", "video", None, "impression"),
+        FeatureSpec("recent", "multivalent", "video", 2),
+    )
+    arrays = {"video_id": np.arange(4), "recent": np.arange(8).reshape(4, 2), "clicked": np.arange(4)}
+    held = offline.hold_query_side(arrays, features, np.array([5, 2, 5, 2]))
+    assert held["video_id"].tolist() == held["clicked"].tolist() == [0, 1, 2, 3]
+    assert held["recent"].tolist() == [[0, 1], [2, 3], [0, 1], [2, 3]]
+
+
+def test_scores_that_are_not_numbers_are_an_error(tmp_path):
+    encoder = make_encoder(tmp_path / "encoder", ["a"])
+    examples = write(tmp_path / "shown", shown([1, 1, 2, 2]))
+    with pytest.raises(InputError, match="4 of 4 scores"):
+        offline.evaluate_ranking(
+            lambda arrays: dict.fromkeys(("logit", "expected_watch_time_s"), np.full(4, np.nan)),
+            encoder,
+            examples,
+        )
+
+
+def test_the_ranking_baseline_is_watch_time_per_impression_of_the_days_before(tmp_path):
+    day = AT.date()
+    statistics = pa.table(
+        {
+            "video_id": ["a", "b", "a"],
+            "day": [day, day, day - dt.timedelta(days=1)],
+            "impressions": [10, 4, 1],
+            "watch_time_ms": [20_000, 40_000, 999_999_000],
+        }
+    )
+    result = offline.evaluate_past_watch_time(
+        write(tmp_path / "statistics", statistics), day, write(tmp_path / "shown", shown([1, 1, 2, 2])), "UTC"
+    )
+    assert result.scores.tolist() == [20 / 10, 40 / 4, 0.0, 20 / 10]

@@ -1,0 +1,132 @@
+import shutil
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from watchnext.errors import InputError
+from watchnext.evaluation.metrics import index_recall_at_k
+from watchnext.index.scann import ScannSearcher
+from watchnext.index.search import ExactSearcher
+
+RNG = np.random.default_rng(7)
+EMBEDDINGS = RNG.normal(size=(3000, 16)).astype(np.float32)
+QUERIES = RNG.normal(size=(60, 16)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def tree():
+    return ScannSearcher.build(EMBEDDINGS, brute_force_below=0)
+
+
+def same_as_exact(searcher, k=50):
+    rows, scores = searcher.search(QUERIES, k)
+    exact_rows, exact_scores = ExactSearcher(EMBEDDINGS).search(QUERIES, k)
+    return np.array_equal(rows, exact_rows) and np.allclose(scores, exact_scores, rtol=1e-4)
+
+
+def test_one_leaf_with_everything_reordered_is_brute_force():
+    """Plumbing apart from approximation. Fails with squared L2 as distance, and with fewer reordered."""
+    searcher = ScannSearcher.build(
+        EMBEDDINGS, brute_force_below=0, num_leaves=1, leaves_to_search=1, reorder=len(EMBEDDINGS)
+    )
+    assert not searcher.is_exact()
+    assert same_as_exact(searcher)
+
+
+def test_below_the_threshold_search_is_exact():
+    searcher = ScannSearcher.build(EMBEDDINGS, brute_force_below=3001)
+    assert searcher.is_exact()
+    assert same_as_exact(searcher)
+
+
+@pytest.mark.parametrize(("k", "floor"), [(10, 0.85), (100, 0.8)])
+def test_the_tree_keeps_a_floor_on_the_hardest_data_and_says_that_it_is_not_exact(tree, k, floor):
+    """Gaussian noise has no clusters for leaves to follow; a learned corpus does better."""
+    recall = index_recall_at_k(tree.search(QUERIES, k)[0], ExactSearcher(EMBEDDINGS).search(QUERIES, k)[0], k)
+    assert not tree.is_exact()
+    assert floor <= recall <= 1.0
+
+
+@pytest.mark.parametrize("brute_force_below", [0, 10_000])
+def test_an_index_works_after_it_was_moved_and_the_original_deleted(tmp_path, brute_force_below):
+    """Fails with serialize(relative_path=False)."""
+    built = ScannSearcher.build(EMBEDDINGS, brute_force_below=brute_force_below)
+    built.save(tmp_path / "here" / "scann")
+    expected = built.search(QUERIES, 20)
+    shutil.copytree(tmp_path / "here", tmp_path / "copied to a place with spaces")
+    shutil.move(tmp_path / "here", tmp_path / "elsewhere")
+    for place in ("elsewhere", "copied to a place with spaces"):
+        loaded = ScannSearcher.load(tmp_path / place / "scann")
+        assert loaded.kind == built.kind
+        assert np.array_equal(loaded.search(QUERIES, 20)[0], expected[0])
+        shutil.rmtree(tmp_path / place)
+
+
+def test_one_query_and_many_are_answered_alike(tree):
+    rows, _ = tree.search(QUERIES, 20)
+    assert tree.search(QUERIES[3:4], 20)[0].tolist() == rows[3:4].tolist()
+    assert tree.search(QUERIES[:0], 20)[0].shape == (0, 20)
+
+
+def test_threads_may_search_at_once(tree):
+    expected = tree.search(QUERIES, 10)[0].tolist()
+    answers = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(tree.search(QUERIES, 10)[0].tolist()))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [expected] * 8
+
+
+@pytest.mark.parametrize("brute_force_below", [0, 10])
+@pytest.mark.parametrize("corpus_size", [1, 3])
+def test_k_beyond_a_tiny_corpus_gives_the_whole_corpus(corpus_size, brute_force_below):
+    searcher = ScannSearcher.build(
+        np.eye(corpus_size, 4, dtype=np.float32), brute_force_below=brute_force_below
+    )
+    rows, scores = searcher.search(np.ones((2, 4), np.float32), 50)
+    assert np.sort(rows, axis=1).tolist() == [list(range(corpus_size))] * 2
+    assert np.isfinite(scores).all()
+
+
+def test_a_pickle_in_the_directory_is_refused(tmp_path):
+    ScannSearcher.build(EMBEDDINGS[:10], brute_force_below=100).save(tmp_path)
+    (tmp_path / "scann_docids.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(InputError, match="pickle"):
+        ScannSearcher.load(tmp_path)
+
+
+def test_absolute_paths_are_refused(tmp_path):
+    searcher = ScannSearcher.build(EMBEDDINGS[:10], brute_force_below=100)
+    searcher.save(tmp_path)
+    searcher._native.serialize(str(tmp_path))
+    with pytest.raises(InputError, match="absolute paths"):
+        ScannSearcher.load(tmp_path)
+
+
+def test_a_directory_without_an_index_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="there is no"):
+        ScannSearcher.load(tmp_path)
+
+
+def test_embeddings_that_cannot_be_indexed_are_named():
+    with pytest.raises(InputError, match="no candidates"):
+        ScannSearcher.build(np.empty((0, 4), np.float32), brute_force_below=10)
+    broken = EMBEDDINGS[:10].copy()
+    broken[4, 2] = np.nan
+    with pytest.raises(InputError, match="not finite") as caught:
+        ScannSearcher.build(broken, brute_force_below=100)
+    assert "row 4" in str(caught.value)
+
+
+def test_native_log_lines_are_held_back(capfd, tmp_path):
+    ScannSearcher.build(EMBEDDINGS, brute_force_below=0).save(tmp_path)
+    ScannSearcher.load(tmp_path)
+    sys.stderr.flush()
+    assert capfd.readouterr().err == ""

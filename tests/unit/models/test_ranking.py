@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from watchnext.errors import InputError
+from watchnext.features.batches import FeatureSpec
+from watchnext.features.quantiles import normalize
+from watchnext.models import ranking, training
+
+FEATURES = (
+    FeatureSpec("video_id", "categorical", "video", None, "impression"),
+    FeatureSpec("last_watched_video_id", "categorical", "video"),
+    FeatureSpec("recent_watches", "multivalent", "video", 3),
+    FeatureSpec("duration_s", "continuous", None, None, "impression"),
+    FeatureSpec("since_watch_s", "continuous"),
+)
+BOUNDARIES = {"duration_s": np.array([0.0, 10.0, 20.0, 40.0]), "since_watch_s": np.array([0.0, 0.0, 5.0])}
+SIZES = {"video": 30}
+
+
+def examples(rows=200, seed=0):
+    rng = np.random.default_rng(seed)
+    clicked = rng.random(rows) < 0.3
+    return {
+        "video_id": rng.integers(0, 31, rows).astype(np.int32),
+        "last_watched_video_id": rng.integers(0, 31, rows).astype(np.int32),
+        "recent_watches": rng.integers(0, 31, (rows, 3)).astype(np.int32),
+        "duration_s": rng.uniform(0, 50, rows).astype(np.float32),
+        "since_watch_s": np.where(rng.random(rows) < 0.3, np.nan, rng.uniform(0, 9, rows)).astype(np.float32),
+        "clicked": clicked.astype(np.float32),
+        "watch_time_s": np.where(clicked, rng.uniform(1, 100, rows), 0.0).astype(np.float32),
+    }
+
+
+def train(arrays, features=FEATURES, **overrides):
+    settings = {
+        "hidden_units": [8, 4],
+        "dims_per_doubling": 1.0,
+        "unit_s": 10.0,
+        "cap_s": 1000.0,
+        "logit_bound": 15.0,
+        "batch_size": 50,
+        "learning_rate": 0.02,
+        "epochs": 1,
+        "patience": 1,
+        "seed": 3,
+        "evaluate": lambda model: {},
+    } | overrides
+    training.start(settings["seed"], deterministic=True)
+    return ranking.train(arrays, features, vocabulary_sizes=SIZES, boundaries=BOUNDARIES, **settings)[0]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train(examples())
+
+
+def test_normalisation_in_the_graph_is_the_reference():
+    boundaries = [np.array([0.0, 1.0, 1.0, 1.0, 8.0]), np.array([3.0]), np.array([]), np.array([-2.0, 5.0])]
+    values = np.array([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 8.0, 99.0, np.inf, -np.inf, np.nan], np.float32)
+    column = np.repeat(values[:, None], 4, axis=1)
+    found = ranking.QuantileNormalizer(boundaries)(tf.constant(column)).numpy()
+    for number, edges in enumerate(boundaries):
+        missing = np.isnan(values) | (len(edges) == 0)
+        assert np.array_equal(np.isnan(found[:, number]), missing)
+        assert np.nan_to_num(found[:, number]) == pytest.approx(normalize(values, edges), abs=1e-6)
+    assert np.nanmax(found) < 1.0
+
+
+def test_a_missing_value_is_not_the_smallest_value(trained):
+    """Fails without the missing indicator: both are 0 after normalisation."""
+    arrays = {name: np.repeat(array[:1], 2, axis=0) for name, array in examples().items()}
+    arrays["since_watch_s"] = np.array([np.nan, -1.0], np.float32)
+    logits = ranking.predict(trained.tower, arrays)["logit"]
+    assert logits[0] != logits[1]
+
+
+def test_features_of_one_space_share_a_table_and_are_fed_separately(trained):
+    """Fails where the embeddings are added up instead of put side by side."""
+    assert [name for name in trained.tower.tables] == ["video"]
+    arrays = {name: np.repeat(array[:1], 2, axis=0) for name, array in examples().items()}
+    arrays["video_id"] = np.array([4, 9], np.int32)
+    arrays["last_watched_video_id"] = np.array([9, 4], np.int32)
+    logits = ranking.predict(trained.tower, arrays)["logit"]
+    assert logits[0] != logits[1]
+
+
+def test_a_score_depends_on_its_own_row_alone(trained):
+    arrays = examples(40)
+    whole = ranking.predict(trained.tower, arrays)["logit"]
+    some = ranking.predict(trained.tower, {name: array[7:9] for name, array in arrays.items()})["logit"]
+    assert some == pytest.approx(whole[7:9], rel=1e-5, abs=1e-6)
+
+
+def test_normalising_once_gives_the_logits_of_the_serving_graph(trained):
+    arrays = examples(40)
+    once = {name: tf.constant(array) for name, array in ranking.normalize_once(trained.tower, arrays).items()}
+    assert trained.tower(once).numpy() == pytest.approx(
+        ranking.predict(trained.tower, arrays)["logit"], abs=1e-5
+    )
+
+
+def test_a_saved_ranker_answers_alike_and_its_logit_is_bounded(tmp_path):
+    model = train(examples(), logit_bound=0.001)
+    ranking.save(model, tmp_path)
+    loaded = ranking.load_ranker(tmp_path / "ranker")
+    answer = loaded(examples(9))
+    assert answer["logit"] == pytest.approx(ranking.predict(model.tower, examples(9))["logit"])
+    assert np.abs(answer["logit"]).max() == pytest.approx(0.001)
+    assert answer["expected_watch_time_s"] == pytest.approx(10.0 * np.exp(answer["logit"]), rel=1e-5)
+    one = loaded({name: array[:1] for name, array in examples(9).items()})
+    assert one["logit"].shape == (1,)
+
+
+def test_equal_seeds_give_equal_weights(trained):
+    assert training.weights_digest(train(examples()).weights) == training.weights_digest(trained.weights)
+    assert training.weights_digest(train(examples(), seed=4).weights) != training.weights_digest(
+        trained.weights
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clicked": 0.0, "watch_time_s": 0.0}, "no impression was clicked and watched"),
+        ({"clicked": 1.0}, "every impression was clicked"),
+        ({"clicked": 1.0, "watch_time_s": np.nan}, "no watch time that is a number"),
+    ],
+)
+def test_examples_that_teach_no_odds_are_refused(change, message):
+    arrays = examples()
+    for name, value in change.items():
+        arrays[name] = np.full_like(arrays[name], value)
+    with pytest.raises(InputError, match=message):
+        train(arrays)
+
+
+def test_no_examples_is_an_error_that_says_so():
+    with pytest.raises(InputError, match="there are no training examples"):
+        train({name: array[:0] for name, array in examples().items()})

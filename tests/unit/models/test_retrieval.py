@@ -1,0 +1,168 @@
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from watchnext.errors import InputError
+from watchnext.features.batches import FeatureSpec
+from watchnext.models import retrieval, training
+
+HISTORY = FeatureSpec("history", "multivalent", "video", 5)
+TOKENS = FeatureSpec("search_tokens", "multivalent", "search_token", 4)
+REGION = FeatureSpec("region", "categorical", "region")
+AGE = FeatureSpec("example_age_s", "continuous")
+ALL = (HISTORY, TOKENS, REGION, AGE)
+SIZES = {"video": 12, "search_token": 6, "region": 3}
+
+
+def examples(rows=64, seed=0, videos=12):
+    rng = np.random.default_rng(seed)
+    return {
+        "history": rng.integers(0, videos + 1, (rows, 5)).astype(np.int32),
+        "search_tokens": rng.integers(0, 7, (rows, 4)).astype(np.int32),
+        "region": rng.integers(0, 4, rows).astype(np.int32),
+        "example_age_s": rng.uniform(0, 1e6, rows).astype(np.float32),
+        "label": rng.integers(1, videos + 1, rows).astype(np.int32),
+    }
+
+
+def train(arrays, features=ALL, sizes=None, **overrides):
+    settings = {
+        "embedding_dim": 4,
+        "depth": 2,
+        "watch_dropout": 0.2,
+        "batch_size": 16,
+        "uniform_negatives": 8,
+        "learning_rate": 0.05,
+        "epochs": 2,
+        "patience": 1,
+        "seed": 3,
+        "evaluate": lambda model: {},
+    } | overrides
+    training.start(settings["seed"], deterministic=True)
+    return retrieval.train(arrays, features, vocabulary_sizes=sizes or SIZES, **settings)[0]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train(examples())
+
+
+def test_the_sampled_loss_is_the_corrected_softmax_over_batch_labels_and_uniform_draws(monkeypatch):
+    """Against the definition in NumPy: s - log Q, candidates with the positive's id left out, mean over the batch.
+
+    Fails without the correction, with its sign reversed, without the removal of accidental hits, and with a
+    summed loss.
+    """
+    tower = retrieval.QueryTower(
+        ALL, vocabulary_sizes=SIZES, embedding_dim=4, depth=1, longest_example_age_s=1e6
+    )
+    frequency = np.arange(1, 13)
+    model = retrieval.RetrievalModel(
+        tower, num_candidates=12, label_frequency=frequency, batch_size=6, uniform_negatives=4
+    )
+    drawn = np.array([0, 3, 3, 11])
+    monkeypatch.setattr(tf.random, "uniform", lambda *args, **kwargs: tf.constant(drawn, tf.int32))
+    batch = examples(6)
+    batch["label"] = np.array([1, 1, 4, 9, 12, 2], np.int32)
+    loss = float(model.compute_loss({name: tf.constant(array) for name, array in batch.items()}))
+
+    queries = retrieval.embed_queries(tower, batch)
+    pool = np.r_[batch["label"] - 1, drawn]
+    counts = 6 * frequency / frequency.sum() + 4 / 12
+    logits = queries @ model.candidate_embeddings.numpy()[pool].T - np.log(counts / counts.max())[pool]
+    losses = []
+    for row, label in enumerate(batch["label"] - 1):
+        kept = [column for column, candidate in enumerate(pool) if candidate != label or column == row]
+        losses.append(math.log(np.exp(logits[row, kept]).sum()) - logits[row, row])
+    assert loss == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_equal_seeds_give_equal_weights_and_other_seeds_other_ones():
+    digests = [training.weights_digest(train(examples(), seed=seed).weights) for seed in (3, 3, 4)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_unknown_ids_and_padding_change_nothing(trained):
+    tower = trained.query_tower
+    batch = examples(3)
+    padded = batch | {"history": np.pad(batch["history"], ((0, 0), (2, 7)))}
+    assert retrieval.embed_queries(tower, padded) == pytest.approx(
+        retrieval.embed_queries(tower, batch), abs=1e-6
+    )
+
+
+def test_dropout_is_for_training_alone(trained):
+    batch = {name: tf.constant(array) for name, array in examples(8).items()}
+    tower = trained.query_tower
+    assert np.array_equal(tower(batch).numpy(), tower(batch).numpy())
+    assert not np.array_equal(tower(batch, training=True).numpy(), tower(batch).numpy())
+
+
+def test_inputs_that_the_logs_lack_are_absent_from_the_model(tmp_path):
+    model = train(examples(), (HISTORY,))
+    retrieval.save(model, tmp_path)
+    loaded = retrieval.load_query_tower(tmp_path / "query_tower")
+    assert loaded({"history": examples(2)["history"]}).shape == (2, 4)
+
+
+def test_a_saved_tower_answers_alike_for_many_rows_and_for_one(tmp_path, trained):
+    model = trained
+    retrieval.save(model, tmp_path)
+    loaded = retrieval.load_query_tower(tmp_path / "query_tower")
+    batch = examples(5)
+    expected = retrieval.embed_queries(model.query_tower, batch)
+    assert loaded(batch) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    one = loaded({name: array[:1] for name, array in batch.items()})
+    assert one == pytest.approx(expected[:1], rel=1e-5, abs=1e-6)
+    candidates = np.load(tmp_path / "candidate_embeddings.npy", allow_pickle=False)
+    assert candidates.shape == (12, 4)
+    assert candidates.dtype == np.float32
+
+
+def test_a_user_of_whom_nothing_is_known_gets_a_finite_embedding(trained):
+    empty = {name: np.zeros_like(array[:1]) for name, array in examples(1).items()}
+    embedding = retrieval.embed_queries(trained.query_tower, empty)
+    assert np.isfinite(embedding).all()
+
+
+@pytest.mark.parametrize(("depth", "is_linear"), [(0, True), (2, False)])
+def test_depth_0_is_linear(depth, is_linear):
+    """f({1,2}) + f({3,4}) = f({1,3}) + f({2,4}) holds without ReLU layers, and not with them."""
+    tf.keras.utils.set_random_seed(5)
+    tower = retrieval.QueryTower(
+        (HISTORY,), vocabulary_sizes=SIZES, embedding_dim=4, depth=depth, longest_example_age_s=1.0
+    )
+    embedded = tower({"history": tf.constant([[1, 2], [3, 4], [1, 3], [2, 4]])}).numpy()
+    equal = np.allclose(embedded[0] + embedded[1], embedded[2] + embedded[3], atol=1e-5)
+    assert equal == is_linear
+
+
+def test_a_vocabulary_of_one_video_trains():
+    model = train(examples(videos=1), sizes=SIZES | {"video": 1})
+    assert model.candidate_embeddings.shape == (1, 4)
+    assert np.isfinite(model.candidate_embeddings.numpy()).all()
+
+
+def test_no_examples_is_an_error_that_says_so():
+    with pytest.raises(InputError, match="there are no training examples"):
+        train({name: array[:0] for name, array in examples().items()})
+
+
+def test_labels_outside_the_vocabulary_are_named():
+    arrays = examples()
+    arrays["label"][7] = 13
+    with pytest.raises(InputError, match=r"1\.\.12") as caught:
+        train(arrays)
+    assert "13" in str(caught.value)
+
+
+def test_a_training_that_diverges_stops_with_an_error():
+    with pytest.raises(InputError, match="the training loss became (nan|inf)"):
+        train(examples(), learning_rate=1e30)
+
+
+def test_a_tower_needs_a_history():
+    with pytest.raises(ValueError, match="history"):
+        train(examples(), (AGE,))

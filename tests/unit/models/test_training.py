@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from watchnext.errors import InputError
+from watchnext.models import training
+
+
+class Slope(tf.keras.Model):
+    """y = w x by gradient descent, with the `total_loss` that fit expects."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = self.add_weight(name="w", shape=(), initializer="zeros")
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(self.w * data["x"] - data["y"]))
+        self.optimizer.apply_gradients([(tape.gradient(loss, self.w), self.w)])
+        return {"total_loss": loss}
+
+
+def fit(evaluate, *, y=2.0, learning_rate=0.3, epochs=6, patience=2, maximise=True):
+    model = Slope()
+    model.compile(optimizer=tf.keras.optimizers.SGD(learning_rate))
+    arrays = {"x": np.ones(8, np.float32), "y": np.full(8, y, np.float32)}
+    outcome = training.fit(
+        model,
+        arrays,
+        batch_size=8,
+        epochs=epochs,
+        patience=patience,
+        seed=1,
+        evaluate=lambda: evaluate(float(model.w)),
+        objective="score",
+        maximise=maximise,
+        where="test",
+    )
+    return float(model.w), outcome
+
+
+def test_the_best_epoch_of_the_tuning_day_is_kept_and_training_stops_after_patience():
+    """w goes 1.2, 1.68, 1.87, ... ; the tuning day likes 1.68 best. Fails if the last weights are kept."""
+    w, outcome = fit(lambda w: {"score": -abs(w - 1.68)})
+    assert w == pytest.approx(1.68, abs=1e-5)
+    assert outcome.best_epoch == 2
+    assert [epoch for epoch, _ in outcome.curves["score"]] == [1, 2, 3, 4]
+
+
+def test_less_can_be_better():
+    _, outcome = fit(lambda w: {"score": abs(w - 1.68)}, maximise=False)
+    assert outcome.best_epoch == 2
+
+
+def test_without_a_tuning_day_the_last_epoch_is_kept():
+    _, outcome = fit(lambda w: {}, epochs=3)
+    assert outcome.best_epoch == 3
+    assert list(outcome.curves) == ["loss"]
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_place():
+    with pytest.raises(InputError, match="the training loss became nan") as caught:
+        fit(lambda w: {"score": 0.0}, y=float("nan"))
+    assert "epoch 1, step 1" in str(caught.value)
+    assert "learning_rate" in str(caught.value)
+
+
+def batches(seed, epochs=2):
+    arrays = {"row": np.arange(10), "twice": 2 * np.arange(10)}
+    return [
+        (batch["row"].numpy().tolist(), batch["twice"].numpy().tolist())
+        for batch in training.shuffled_batches(arrays, batch_size=3, epochs=epochs, seed=seed)
+    ]
+
+
+def test_an_epoch_shows_each_row_at_most_once_and_the_seed_decides_the_order():
+    first = batches(5)
+    assert len(first) == 2 * 3 == 2 * training.num_steps({"row": np.arange(10)}, 3)
+    for epoch in (first[:3], first[3:]):
+        rows = [row for batch, _ in epoch for row in batch]
+        assert len(set(rows)) == 9
+    assert first[:3] != first[3:]
+    assert all(twice == [2 * row for row in rows] for rows, twice in first)
+    assert batches(5) == first != batches(6)
+
+
+def test_fewer_rows_than_a_batch_make_one_batch():
+    assert [len(rows) for rows, _ in batches(1)] == [3] * 6
+    assert training.num_steps({"row": np.arange(2)}, 100) == 1
+
+
+def test_digest_sees_every_value_shape_and_type():
+    one = [tf.Variable([1.0, 2.0]), tf.Variable([[3.0]])]
+    same = [tf.Variable([1.0, 2.0]), tf.Variable([[3.0]])]
+    assert training.weights_digest(one) == training.weights_digest(same)
+    same[1].assign([[np.nextafter(np.float32(3), np.float32(4))]])
+    assert training.weights_digest(one) != training.weights_digest(same)
+    assert training.weights_digest([tf.Variable([1.0])]) != training.weights_digest([tf.Variable([[1.0]])])

@@ -1,0 +1,105 @@
+"""The four stages of models, as plain functions on a world small enough for a test."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from watchnext.config import TrainingParams
+from watchnext.errors import InputError
+from watchnext.stages.build_index import Params as IndexParams
+from watchnext.stages.build_index import build_index
+from watchnext.stages.evaluate import Params as EvaluateParams
+from watchnext.stages.evaluate import evaluate
+from watchnext.stages.train_ranking import Params as RankingParams
+from watchnext.stages.train_ranking import train_ranking
+from watchnext.stages.train_retrieval import Params as RetrievalParams
+from watchnext.stages.train_retrieval import train_retrieval
+
+
+@pytest.fixture(scope="module")
+def made(world_features, tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    metrics = {
+        "train_retrieval": train_retrieval(
+            RetrievalParams(epochs=2, embedding_dim=8), TrainingParams(), 1, world_features,
+            root / "retrieval", root / "reports" / "train_retrieval",
+        ),
+        "build_index": build_index(
+            IndexParams(), 1, root / "retrieval", world_features, root / "index", root / "reports" / "build_index"
+        ),
+        "train_ranking": train_ranking(
+            RankingParams(epochs=2, hidden_units=[8]), TrainingParams(), 1, world_features,
+            root / "ranking", root / "reports" / "train_ranking",
+        ),
+        "evaluate": evaluate(
+            EvaluateParams(), world_features, root / "retrieval", root / "index", root / "ranking",
+            root / "reports" / "evaluate",
+        ),
+    }  # fmt: skip
+    return root, metrics
+
+
+def test_outputs_are_those_that_later_stages_read(made, world_features):
+    root, metrics = made
+    vocabulary = pq.read_table(world_features / "vocabularies" / "video").sort_by("index")
+    embeddings = np.load(root / "retrieval" / "candidate_embeddings.npy", allow_pickle=False)
+    assert embeddings.shape == (vocabulary.num_rows, 8)
+    with pa.OSFile(str(root / "index" / "rows.arrow")) as source:
+        rows = pa.ipc.open_file(source).read_all()
+    assert rows["video_id"].to_pylist() == vocabulary["token"].to_pylist()
+    for name in ("retrieval", "ranking"):
+        manifest = json.loads((root / name / "manifest.json").read_text())
+        assert manifest["weights_digest"] == metrics[f"train_{name}"]["weights_digest"]
+        assert manifest["trained_until_at"]
+    assert not list(root.rglob("*.pkl"))
+
+
+def test_reports_hold_curves_and_pictures(made):
+    root, metrics = made
+    for name in ("train_retrieval", "train_ranking"):
+        curves = json.loads((root / "reports" / name / "curves.json").read_text())
+        assert [step for step, _ in curves["loss"]] == [1, 2]
+        assert any(metric.startswith("tuning_") for metric in curves)
+    for picture in (
+        "train_retrieval/curves",
+        "train_ranking/curves",
+        "evaluate/recall_by_k",
+        "evaluate/reliability",
+    ):
+        assert (root / "reports" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    for values in metrics.values():
+        assert all(isinstance(value, (int, float, str)) for value in values.values())
+
+
+def test_the_exact_index_finds_everything(made):
+    _, metrics = made
+    assert metrics["build_index"]["index_kind"] == "scann_exact"
+    assert metrics["build_index"]["index_recall_at_100"] == metrics["evaluate"]["index_recall_at_100"] == 1.0
+    assert metrics["evaluate"]["with_index_recall_at_100"] == metrics["evaluate"]["recall_at_100"]
+
+
+def test_models_of_another_vocabulary_are_refused(made, world_features, tmp_path):
+    root, _ = made
+    (tmp_path / "model").mkdir()
+    np.save(tmp_path / "model" / "candidate_embeddings.npy", np.zeros((3, 8), np.float32))
+    with pytest.raises(InputError, match="3 candidate embeddings"):
+        build_index(
+            IndexParams(), 1, tmp_path / "model", world_features, tmp_path / "index", tmp_path / "report"
+        )
+
+
+def test_without_a_gate_day_nothing_is_judged(made, world_features, tmp_path):
+    import shutil
+
+    root, _ = made
+    features = shutil.copytree(world_features, tmp_path / "features")
+    manifest = json.loads((features / "manifest.json").read_text())
+    manifest["days"]["gate"] = None
+    (features / "manifest.json").write_text(json.dumps(manifest))
+    found = evaluate(
+        EvaluateParams(), features, root / "retrieval", root / "index", root / "ranking", tmp_path / "report"
+    )
+    assert found == {"gate_day": "none"}
