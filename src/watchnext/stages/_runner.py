@@ -10,6 +10,7 @@ A stage is a plain function named after its module. Its signature says what it n
 * other `Path` and `str` parameters are inputs, given as flags.
 * parameters annotated with a settings section get it, checked (`params` is the stage's own); `seed` gets the seed.
 * `pipeline_run` gets a function that returns the id of this pipeline execution's MLflow run, made on first call.
+* `previous_metrics` gets the metrics of the last run whose outputs are all still there, or None.
 
 It returns flat metrics, or None for "there was nothing to do; the outputs of last time stand".
 """
@@ -135,6 +136,8 @@ def run(call: Call, tracker: Tracker, execution_id: str) -> Metrics | None:
     arguments = {**call.arguments, **staged}
     if "pipeline_run" in inspect.signature(call.function).parameters:
         arguments["pipeline_run"] = lambda: tracker.pipeline_run(execution_id)
+    if "previous_metrics" in inspect.signature(call.function).parameters:
+        arguments["previous_metrics"] = _previous_metrics(call)
     metrics: Metrics | None = None
     status = "FAILED"
     try:
@@ -212,6 +215,12 @@ def _datasets(call: Call) -> list[tuple[str, str, str]]:
             source = json.loads((value / "source.json").read_text(encoding="utf-8"))
             found.append((str(source["source"]), str(source["digest"]), str(value)))
     return found
+
+
+def _previous_metrics(call: Call) -> Metrics | None:
+    if not all(path.exists() for path in (call.metrics_path, *call.outputs.values())):
+        return None
+    return json.loads(call.metrics_path.read_text(encoding="utf-8"))
 
 
 def _curves(report: Path | None) -> dict[str, list[list[float]]]:
