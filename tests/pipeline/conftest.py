@@ -164,9 +164,7 @@ def copy_project(target: Path) -> Project:
             shutil.copy2(ROOT / name, target / name)
     project = Project(target)
     tiny = YAML(typ="safe").load((Path(__file__).parent / "tiny_params.yaml").read_text(encoding="utf-8"))
-    project.set_params(
-        {f"{section}.{key}": value for section, keys in tiny.items() for key, value in keys.items()}
-    )
+    project.set_params(tiny)
     for command in (
         ("init", "--quiet", "--initial-branch", "main"),
         ("add", "--all"),
