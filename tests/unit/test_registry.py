@@ -16,7 +16,7 @@ from test_bundle import make_parts
 from watchnext import tracking
 from watchnext.bundle import Bundle, write_bundle
 from watchnext.errors import InputError
-from watchnext.registry import DATABASE, Registry, Version, model_name
+from watchnext.registry import DATABASE, ROLES, Registry, Version, model_name
 from watchnext.tracking import Tracker
 
 SCRIPT = """
@@ -144,6 +144,27 @@ def test_a_bundle_becomes_one_version_that_leads_back_to_what_made_it(
     }
     assert registry.bundle(version).digest == bundle.digest
     assert registry.bundle(version).path.is_relative_to(project.root / "mlruns" / "artifacts")
+
+
+def test_what_is_read_past_mlflow_is_what_mlflow_says(project: Project, registry: Registry) -> None:
+    """Deleted versions included: MLflow keeps their rows. Seen to fail without looking at their stage."""
+    for number in (1, 2, 3):
+        project.register(registry, number)
+    project.crown(registry, 1)
+    registry.challenge(registry.version("watchnext", 2), reason="", evidence="gate", run_id=project.run_id)
+    registry._client().delete_model_version("watchnext", "3")
+    through_mlflow = Registry.open(project.root)
+    through_mlflow.registry_uri += "?"  # the same database, but not known to be this folder's own
+    assert not through_mlflow._is_local
+    assert registry._is_local
+    for number in (1, 2, 3):
+        digest = project.bundle(number).digest
+        assert registry.find("watchnext", digest) == through_mlflow.find("watchnext", digest)
+        assert registry.model_of(digest) == through_mlflow.model_of(digest)
+    assert registry.find("watchnext", project.bundle(3).digest) is None
+    for role in ROLES:
+        assert registry.role("watchnext", role) == through_mlflow.role("watchnext", role)
+    assert registry.role("watchnext", "champion") is not None
 
 
 def test_a_version_answers_through_mlflow(project: Project, registry: Registry) -> None:

@@ -29,6 +29,9 @@ Exclude = Literal["none", "watched"]
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 """A table of a report: caption, header, rows."""
 
+HEADLINES = ("recall_at_100", "popular_7_days_recall_at_100", "weighted_pairwise_loss", "index_recall_at_100")
+"""What `watchnext status` shows of a version; the run that it leads back to has the rest."""
+
 SMOKE_SLATE = 20
 
 
@@ -54,9 +57,9 @@ class Minimum(Section):
 class Checks(Section):
     """What a bundle has to pass, `promote.checks` in params.yaml."""
 
-    recall_at_100: Margin = Margin(margin=0.02, reason="candidates must not get worse for users")
+    recall_at_100: Margin = Margin(margin=0.05, reason="candidates must not get worse for users")
     weighted_pairwise_loss: Margin = Margin(
-        margin=0.02, reason="slates must not be ordered worse by watch time"
+        margin=0.05, reason="slates must not be ordered worse by watch time"
     )
     popular_7_days_recall_at_100: Margin = Margin(
         margin=0.0, reason="a model that the most popular videos beat is not worth serving"
@@ -346,7 +349,11 @@ def _give_role(
         f"check.{check.name}": f"{check.outcome}: {check.value}, {check.bound}" for check in decision.checks
     }
     tags |= {"verdict": decision.verdict, "reason": decision.reason, "judged_against": decision.against}
-    metrics = {metric: value for metric, value in decision.metrics.items() if math.isfinite(value)}
+    metrics = {
+        name: decision.metrics[name]
+        for name in HEADLINES
+        if math.isfinite(decision.metrics.get(name, math.nan))
+    }
     version = registry.record(version, tags, metrics)
     if decision.verdict == "challenger" and opponent is None:
         reason = "there was no champion yet, and it passed the gate"
@@ -420,8 +427,8 @@ def _trained_before(name: str, bundle: Bundle, begins: datetime) -> Check:
     passed = bundle.trained_until_at <= begins
     return Check(
         name,
-        bundle.trained_until_at.isoformat(),
-        f"<= {begins.isoformat()}, when the judged day begins",
+        _instant(bundle.trained_until_at),
+        f"<= {_instant(begins)}, when the judged day begins",
         # A champion that has seen the day is not at fault, but no comparison with it is fair.
         "passed" if passed else ("failed" if name == "trained_until_at" else "not judged"),
         "who has seen the day cannot be judged on it",
@@ -469,6 +476,10 @@ def _sum_up(checks: Sequence[Check]) -> tuple[Verdict, str]:
     if unjudged:
         return "held", "could not be judged: " + ", ".join(unjudged)
     return "challenger", f"passed all {len(checks)} checks"
+
+
+def _instant(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -11,8 +11,8 @@ from fake_mlflow import Killed, KilledAtWrite
 from tiny_world import BEGIN, DAYS, GATE_DAY, SHADOW_DAY, USERS, make_bundle, video_at
 
 from watchnext.bundle import Bundle
-from watchnext.decisions import replay
-from watchnext.decisions.gate import Checks, promote_bundle
+from watchnext.decisions import gate, replay
+from watchnext.decisions.gate import Checks, Decision, promote_bundle
 from watchnext.decisions.replay import (
     Comparison,
     Paired,
@@ -180,7 +180,7 @@ class Stage:
         return metrics
 
     def register(self, bundle: Bundle) -> int:
-        """As `promote` would, without judging."""
+        """As `promote` does: the first one becomes champion, the next one challenger."""
         judged = promote_bundle(
             Registry.open(self.root),
             name="watchnext",
@@ -195,17 +195,17 @@ class Stage:
         assert judged is not None
         return int(judged["model_version"])
 
-    def challenge(self, number: int) -> None:
-        registry = Registry.open(self.root)
-        version = registry.version("watchnext", number)
-        registry.challenge(version, reason="for this test", evidence="gate", run_id="")
-
     def roles(self) -> dict[str, int]:
         return Registry.open(self.root)._aliases("watchnext")
 
 
 @pytest.fixture
-def stage(project_root: Path, world_features: Path, world_tables: Path) -> Stage:
+def stage(
+    project_root: Path, world_features: Path, world_tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> Stage:
+    """Here every bundle passes the gate: what it judges is tested beside it."""
+    passed = Decision("challenger", "passed", (), {}, "")
+    monkeypatch.setattr(gate, "judge", lambda *_, **__: passed)
     return Stage(project_root, world_features, world_tables)
 
 
@@ -246,7 +246,7 @@ def test_a_worse_challenger_is_vetoed_and_sent_away(
     stage: Stage, right_bundle: Bundle, wrong_bundle: Bundle
 ) -> None:
     stage.register(right_bundle)
-    stage.challenge(stage.register(wrong_bundle))
+    stage.register(wrong_bundle)
     kept = stage.compare(wrong_bundle)
     assert kept is not None
     assert kept["verdict"] == "keep"
