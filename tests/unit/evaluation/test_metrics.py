@@ -64,7 +64,7 @@ def test_index_recall_ignores_order_and_counts_what_is_missing():
 
 
 def test_weighted_pairwise_loss_by_hand():
-    """Group 0: clicked 30 s at 0.5, unclicked at 0.9 and 0.1: 30 of 60. Group 1: clicked 10 s, unclicked, both 0.2: 5 of 10."""
+    """30 s clicked at 0.5 between unclicked at 0.9 and 0.1: 30 of 60. 10 s clicked and unclicked at 0.2: 5 of 10."""
     scores = np.array([0.5, 0.9, 0.1, 0.2, 0.2])
     clicked = np.array([True, False, False, True, False])
     time = np.array([30.0, 0.0, 0.0, 10.0, 0.0])

@@ -53,7 +53,7 @@ def test_huge_logits_stay_finite():
 
 
 def test_a_wrong_shape_is_refused_where_it_enters():
-    with pytest.raises(ValueError, match="shape|rank"):
+    with pytest.raises(ValueError, match=r"shape|rank"):
         loss_of([[0.0], [1.0]], [0.0, 1.0], [0.0, 1.0])
 
 

@@ -77,7 +77,7 @@ def test_a_missing_value_is_not_the_smallest_value(trained):
 
 def test_features_of_one_space_share_a_table_and_are_fed_separately(trained):
     """Fails where the embeddings are added up instead of put side by side."""
-    assert [name for name in trained.tower.tables] == ["video"]
+    assert list(trained.tower.tables) == ["video"]
     arrays = {name: np.repeat(array[:1], 2, axis=0) for name, array in examples().items()}
     arrays["video_id"] = np.array([4, 9], np.int32)
     arrays["last_watched_video_id"] = np.array([9, 4], np.int32)

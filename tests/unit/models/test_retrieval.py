@@ -159,7 +159,7 @@ def test_labels_outside_the_vocabulary_are_named():
 
 
 def test_a_training_that_diverges_stops_with_an_error():
-    with pytest.raises(InputError, match="the training loss became (nan|inf)"):
+    with pytest.raises(InputError, match=r"the training loss became (nan|inf)"):
         train(examples(), learning_rate=1e30)
 
 

@@ -1,6 +1,7 @@
 """The four stages of models, as plain functions on a world small enough for a test."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -81,8 +82,7 @@ def test_the_exact_index_finds_everything(made):
     assert metrics["evaluate"]["with_index_recall_at_100"] == metrics["evaluate"]["recall_at_100"]
 
 
-def test_models_of_another_vocabulary_are_refused(made, world_features, tmp_path):
-    root, _ = made
+def test_models_of_another_vocabulary_are_refused(world_features, tmp_path):
     (tmp_path / "model").mkdir()
     np.save(tmp_path / "model" / "candidate_embeddings.npy", np.zeros((3, 8), np.float32))
     with pytest.raises(InputError, match="3 candidate embeddings"):
@@ -92,8 +92,6 @@ def test_models_of_another_vocabulary_are_refused(made, world_features, tmp_path
 
 
 def test_without_a_gate_day_nothing_is_judged(made, world_features, tmp_path):
-    import shutil
-
     root, _ = made
     features = shutil.copytree(world_features, tmp_path / "features")
     manifest = json.loads((features / "manifest.json").read_text())
