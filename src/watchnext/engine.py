@@ -5,10 +5,11 @@ is a directory of `part-*.parquet` files, whatever wrote it.
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 import pyarrow.parquet as pq
+from ibis.backends.sql.datatypes import DuckDBType
 from pydantic import Field
 
 from watchnext.config import Section
@@ -49,7 +51,8 @@ class Engine:
     def __init__(self, backend: Any, kind: str) -> None:
         self.backend = backend
         self.kind = kind
-        self._kept: list[Any] = []
+        self._kept: list[Callable[[], Any]] = []
+        self._numbers = itertools.count()
 
     def read(self, directory: Path) -> ir.Table:
         """The table stored in `directory`.
@@ -83,13 +86,14 @@ class Engine:
         if part is None and directory.exists():
             shutil.rmtree(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        ordered = table.order_by([ibis.asc(table[name], nulls_first=True) for name in sort_by])
         if self.kind == "duckdb":
             target = directory / f"part-{part or 0:05d}.parquet"
-            sql = ibis.to_sql(ordered, dialect="duckdb")
+            order = ", ".join(f"{_name(column)} ASC NULLS FIRST" for column in sort_by)
+            sql = f"{_typed_sql(table)} ORDER BY {order}"
             options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
             (rows,) = self.backend.raw_sql(f"COPY ({sql}) TO '{_quoted(target)}' ({options})").fetchone()
             return int(rows)
+        ordered = table.order_by([ibis.asc(table[name], nulls_first=True) for name in sort_by])
         # Spark writes a directory of its own at a time, files named by a random id: they are moved under names
         # that keep the parts, and the rows, in order.
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=directory) as writing:
@@ -105,9 +109,14 @@ class Engine:
 
         They are kept until the `scope` around the call ends, or the engine is closed.
         """
-        kept = table.cache()
-        self._kept.append(kept)
-        return kept
+        if self.kind == "spark":
+            kept = table.cache()
+            self._kept.append(kept.release)
+            return kept
+        name = f"materialized_{next(self._numbers)}"
+        self.backend.raw_sql(f"CREATE TEMP TABLE {name} AS {_typed_sql(table)}")
+        self._kept.append(lambda: self.backend.raw_sql(f"DROP TABLE {name}"))
+        return self.backend.table(name)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -124,10 +133,10 @@ class Engine:
 
     def _release(self, keep: int) -> None:
         while len(self._kept) > keep:
-            self._kept.pop().release()
+            self._kept.pop()()
 
     def close(self) -> None:
-        # Ibis would drop them when they are collected, by then on a closed connection.
+        # What Ibis caches it would drop when it is collected, by then on a closed connection.
         self._release(0)
         self.backend.disconnect()
 
@@ -148,6 +157,23 @@ def connect(params: EngineParams, scratch: Path | None = None) -> Iterator[Engin
         yield engine
     finally:
         engine.close()
+
+
+def _typed_sql(table: ir.Table) -> str:
+    """DuckDB's query for `table`, every column cast to the type that Ibis says it has.
+
+    Ibis leaves out casts that it holds for needless. They are not: a sum of integers is a HUGEINT here, which
+    Parquet stores as double, a date plus an interval is a timestamp, and 0.0 a decimal.
+    """
+    columns = ", ".join(
+        f"CAST({_name(name)} AS {DuckDBType.to_string(dtype)}) AS {_name(name)}"
+        for name, dtype in table.schema().items()
+    )
+    return f"SELECT {columns} FROM ({ibis.to_sql(table, dialect='duckdb')})"
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
 
 
 def _quoted(path: Path) -> str:

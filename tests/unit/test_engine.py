@@ -43,6 +43,28 @@ def test_rows_are_stored_in_order_with_nulls_first(stored: Path, tmp_path: Path)
     assert pq.read_table(tmp_path / "out" / "part-00000.parquet")["x"].to_pylist() == [None, 1, 3]
 
 
+def test_stored_types_are_those_that_ibis_declares(stored: Path, tmp_path: Path) -> None:
+    """DuckDB by itself makes a sum a HUGEINT (a double in Parquet), a day plus days a timestamp, 0.0 a decimal."""
+    with connect(EngineParams()) as engine:
+        table = engine.read(stored).mutate(total=lambda rows: rows.x.sum().over())
+        table = table.mutate(
+            **{
+                'day "after"': (table["at"].date() + ibis.interval(days=1)).cast("date"),
+                "zero": ibis.literal(0.0),
+            }
+        )
+        engine.write(engine.materialize(table), tmp_path / "out", sort_by=["x"])
+    schema = pq.read_schema(tmp_path / "out" / "part-00000.parquet")
+    assert {name: str(schema.field(name).type) for name in schema.names} == {
+        "x": "int64",
+        "at": "timestamp[us, tz=UTC]",
+        "bag": "list<element: string>",
+        "total": "int64",
+        'day "after"': "date32[day]",
+        "zero": "double",
+    }
+
+
 def test_writing_replaces_a_table_and_parts_add_to_it(stored: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with connect(EngineParams()) as engine:
