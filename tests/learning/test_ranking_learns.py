@@ -49,7 +49,7 @@ def counted_odds(examples):
 
 
 def test_the_odds_of_watch_time_are_recovered_and_clickbait_ranks_low():
-    """Seen to fail with unit weights for clicks: then clickbait ranks first."""
+    """Seen to fail with unit weights for clicks."""
     examples = world(40_000, 1)
     found = predictions(examples)
     assert found == pytest.approx(counted_odds(examples), rel=0.12)
@@ -59,7 +59,7 @@ def test_the_odds_of_watch_time_are_recovered_and_clickbait_ranks_low():
 
 
 def test_without_a_signal_all_videos_get_the_same_odds():
-    """Seen to fail where examples still carry their own outcome: then the odds of the last test come back."""
+    """Seen to fail with the videos left in their places, and with unit weights."""
     examples = world(40_000, 1)
     examples["video_id"] = np.random.default_rng(5).permutation(examples["video_id"])
     odds = examples["watch_time_s"].sum() / (examples["clicked"] == 0).sum()

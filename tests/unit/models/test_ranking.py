@@ -34,7 +34,7 @@ def examples(rows=200, seed=0):
 
 def train(arrays, features=FEATURES, **overrides):
     settings = {
-        "hidden_units": [8, 4],
+        "hidden_units": [32],
         "dims_per_doubling": 1.0,
         "unit_s": 10.0,
         "cap_s": 1000.0,
