@@ -94,7 +94,11 @@ def use_source(
             "there is no such folder", where=str(path), remedy="give the folder that holds the logs"
         )
     yaml = YAML()
+    yaml.preserve_quotes = True
     yaml.width = 200
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     text = config.PARAMS_FILE.read_text(encoding="utf-8")
     content = yaml.load(text)
     section = content["ingest"]
