@@ -1,5 +1,8 @@
-"""An MLflow client that dies in the middle of its work."""
+"""An MLflow client that dies in the middle of its work, and a way back to before it began."""
 
+import contextlib
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 
@@ -28,3 +31,18 @@ class KilledAtWrite:
             return method(*arguments, **named)
 
         return write
+
+
+class Snapshot:
+    """A database as it is now, to go back to while others have it open."""
+
+    def __init__(self, database: Path) -> None:
+        self.database = database
+        self.copy = sqlite3.connect(":memory:")
+        with contextlib.closing(sqlite3.connect(database)) as source:
+            source.backup(self.copy)
+
+    def restore(self) -> None:
+        """Make the database what it was."""
+        with contextlib.closing(sqlite3.connect(self.database)) as target:
+            self.copy.backup(target)

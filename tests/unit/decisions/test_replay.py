@@ -44,17 +44,18 @@ def test_overlap_counts_places_in_common() -> None:
 
 
 def test_rank_biased_overlap_by_hand() -> None:
-    # Agreement at depths 1, 2, 3 of abc and acb: 1/1, 1/2, 3/3.
+    """Seen to fail with the weights turned round."""
+    # Agreement at depths 1, 2, 3 of abc and acd: 1/1, 1/2, 2/3.
     p = 0.5
-    by_hand = 3 / 3 * p**3 + (1 - p) / p * (1 / 1 * p + 1 / 2 * p**2 + 3 / 3 * p**3)
-    assert rank_biased_overlap("abc", "acb", p) == pytest.approx(by_hand)
+    by_hand = 2 / 3 * p**3 + (1 - p) / p * (1 / 1 * p + 1 / 2 * p**2 + 2 / 3 * p**3)
+    assert rank_biased_overlap("abc", "acd", p) == pytest.approx(by_hand)
     assert rank_biased_overlap("abc", "abc", 0.9) == pytest.approx(1.0)
     assert rank_biased_overlap("abc", "xyz", 0.9) == 0.0
     assert (rank_biased_overlap("", ""), rank_biased_overlap("a", "")) == (1.0, 0.0)
 
 
 def test_a_difference_at_the_top_weighs_more_than_one_at_the_end() -> None:
-    """Metamorphic. Seen to fail with the weights turned round."""
+    """Metamorphic. Seen to fail with the share of the whole slates in common in place of that of each depth."""
     same = "abcdefghij"
     assert rank_biased_overlap(same, "xbcdefghij") < rank_biased_overlap(same, "abcdefghix") < 1.0
 
