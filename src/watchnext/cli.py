@@ -14,6 +14,9 @@ from watchnext import config
 from watchnext.console import print_table, say
 from watchnext.errors import InputError
 
+_STATUS_METRICS = ("recall_at_100", "map", "weighted_pairwise_loss", "auc", "index_recall_at_100")
+"""What the table of `status` shows; `--json` has them all."""
+
 app = typer.Typer(
     help="Two-stage video recommendations on your own logs. The pipeline itself runs by `dvc repro`.",
     no_args_is_help=True,
@@ -47,12 +50,13 @@ def status(
             (
                 role,
                 f"version {entry['version']}",
-                ", ".join(f"{name} {value:.4g}" for name, value in entry["metrics"].items()),
-                entry["since_at"],
+                "\n".join(f"{name} {metrics[name]:.4g}" for name in _STATUS_METRICS if name in metrics),
+                entry["since_at"][:16].replace("T", " ") + " UTC",
                 entry["reason"],
             )
             for role in ("champion", "challenger", "previous")
             if (entry := model["roles"].get(role)) is not None
+            for metrics in (entry["metrics"],)
         ]
         print_table(model["name"], ("role", "version", "metrics", "since", "why"), rows)
 

@@ -208,12 +208,15 @@ def _log(
 
 
 def _datasets(call: Call) -> list[tuple[str, str, str]]:
-    """The tables that the stage read, as (name, digest, where), from the `source.json` that ingest left there."""
+    """The logs behind what the stage read, as (source, digest, folder), from the file that every artifact carries."""
     found = []
     for value in call.arguments.values():
-        if isinstance(value, Path) and (value / "source.json").is_file():
-            source = json.loads((value / "source.json").read_text(encoding="utf-8"))
-            found.append((str(source["source"]), str(source["digest"]), str(value)))
+        for name, key in (("source.json", "digest"), ("manifest.json", "data_digest")):
+            if not (isinstance(value, Path) and (value / name).is_file()):
+                continue
+            content = json.loads((value / name).read_text(encoding="utf-8"))
+            if key in content:
+                found.append((str(content["source"]), str(content[key]), str(value)))
     return found
 
 
