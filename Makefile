@@ -41,7 +41,7 @@ endif
 	@watchnext status
 
 test: $(VENV)/.installed-dev
-	@pytest
+	@pytest --numprocesses 2 --dist loadgroup
 
 check: $(VENV)/.installed-dev
 	ruff check .
