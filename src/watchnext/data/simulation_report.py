@@ -80,6 +80,9 @@ def plot_marginals(
     from matplotlib.figure import Figure
 
     shown = tables["impressions"]
+    if not shown.num_rows:
+        say("nobody came: there is nothing to draw")
+        return
     clicked = shown["clicked"].to_numpy()
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -90,7 +93,7 @@ def plot_marginals(
     left.set(xscale="log", yscale="log", xlabel="impressions, at least", ylabel="share", title="Tails")
     left.legend()
     day = (shown["shown_at"].cast(pa.int64()).to_numpy() // 86_400_000_000).astype(np.int64)
-    counts = np.bincount(day - day.min(initial=day[0] if len(day) else 0)) if len(day) else np.zeros(1)
+    counts = np.bincount(day - day.min())
     right.bar(np.arange(len(counts)), counts)
     right.set(xlabel="day of the logs", ylabel="impressions", title="Volume")
     figure.savefig(directory / "activity.png", dpi=110)

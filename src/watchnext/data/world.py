@@ -27,8 +27,8 @@ MAX_EVENTS_PER_USER_DAY = 40
 COMPLETED_SHARE = 0.9
 """A watch that reaches this share of the video is completed."""
 
-MEAN_TASTE = 0.15
-"""What everybody likes everything when the dial of taste is at 0."""
+MEAN_TASTE = 0.08
+"""The taste of everybody for everything when its dial is at 0: about the mean over all pairs of the default."""
 
 MAX_SEEN_BYTES = 4 << 30
 # What a user has seen of a video, in one byte: impressions so far, and two marks.
@@ -704,7 +704,11 @@ class World:
         hour = rng.normal(np.array([20.0, 12.5, 7.5])[at_home], np.array([2.2, 2.2, 1.2])[at_home])
         latest = DAY_S - 300.0
         shrink = np.minimum(1.0, (latest - 60.0) / np.maximum(span, 1.0))
-        begin_s = np.clip(hour * 3600.0, 0.0, np.maximum(latest - span * shrink, 0.0))
+        # A day that is too full for its hour begins somewhere in what room it has.
+        room_s = latest - span * shrink
+        begin_s = np.where(
+            hour * 3600.0 < room_s, np.maximum(hour, 0.0) * 3600.0, room_s * rng.random(len(span))
+        )
         at_us = begin_us + ((begin_s[group] + since_first * shrink[group]) * 1e6).astype(np.int64)
         until_us = np.full(len(at_us), begin_us + DAY_US, dtype=np.int64)
         same = user[1:] == user[:-1]
