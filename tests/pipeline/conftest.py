@@ -119,11 +119,23 @@ class Project:
         """Start `command`, wait until `stage` is at work, and `kill -9` the dvc process. Returns the stage's process."""
         with self.start(*command) as dvc:
             found = wait_for(lambda: self._stage_process(dvc.pid, stage), f"{stage} under {command}")
-            # Into the middle of its work: past its imports, while its outputs are being staged.
-            time.sleep(1.0)
+            # Into the middle of its work: past its imports, while an output is half written; or, where the work
+            # is on the registry, a second into it.
+            ends = time.monotonic() + (1.0 if stage in ("promote", "compare_shadow") else 20.0)
+            while time.monotonic() < ends and dvc.poll() is None and not self.half_written():
+                time.sleep(0.02)
+            assert dvc.poll() is None, f"{stage} ended before it could be killed"
             dvc.kill()
             dvc.communicate()
         return found
+
+    def half_written(self) -> list[Path]:
+        """Outputs that a stage is making, or was killed while making."""
+        return [
+            path
+            for folder in ("data", "data/simulated", "reports", "metrics")
+            for path in (self.root / folder).glob("*.staging")
+        ]
 
     @staticmethod
     def _stage_process(dvc_pid: int, stage: str) -> psutil.Process | None:

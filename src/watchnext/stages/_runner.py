@@ -273,6 +273,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def sweep(root: Path) -> None:
+    """Remove what killed stages left half written. Call it with the working tree's stage lock held."""
+    for folder in ("data", "data/*", REPORTS_DIR, METRICS_DIR):
+        for path in root.glob(f"{folder}/*.staging"):
+            _remove(path)
+
+
 def _write_json(path: Path, content: Metrics) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = _staging(path)
@@ -359,6 +366,7 @@ def main(argv: list[str]) -> int:
     try:
         call = prepare(stage, flags)
         with only_stage_here(root):
+            sweep(root)
             tracker = Tracker.open(root)
             tracker.close_orphans(is_alive)
             started = time.monotonic()
