@@ -14,7 +14,7 @@ from watchnext import config
 from watchnext.console import print_table, say
 from watchnext.errors import InputError
 
-_STATUS_METRICS = ("recall_at_100", "map", "weighted_pairwise_loss", "auc", "index_recall_at_100")
+_STATUS_METRICS = ("recall_at_100", "map", "weighted_pairwise_loss", "index_recall_at_100")
 """What the table of `status` shows; `--json` has them all."""
 
 app = typer.Typer(

@@ -410,16 +410,18 @@ def compare_and_crown(
     Returns:
         metrics, or None when these two were compared on this data by these rules before, or nobody challenges.
     """
-    name = registry.model_of(read_digest(bundle))
+    present = read_digest(bundle)
+    name = registry.model_of(present)
     champion = challenger = None
     if name is not None:
         registry.tidy(name)
         champion, challenger = registry.role(name, "champion"), registry.role(name, "challenger")
     if champion is None or challenger is None:
-        if previous_metrics is not None:
+        # What was decided about this bundle stands; a report about another bundle would mislead.
+        if previous_metrics is not None and previous_metrics.get("bundle_digest") == present:
             return None
         who = "there is no challenger" if champion is not None else "there is no champion yet"
-        return _nothing(f"{who}: nothing to compare", out_report)
+        return _nothing(f"{who}: nothing to compare", present, out_report)
     manifest = json.loads((features / "manifest.json").read_text(encoding="utf-8"))
     rules = {
         "champion": champion.bundle_digest,
@@ -518,9 +520,13 @@ def _settle(
     )
 
 
-def _nothing(reason: str, out_report: Path) -> dict[str, float | int | str]:
+def _nothing(reason: str, bundle_digest: str, out_report: Path) -> dict[str, float | int | str]:
     out_report.mkdir(parents=True, exist_ok=True)
-    content = {"verdict": "none", "reason": reason}
+    content: dict[str, float | int | str] = {
+        "verdict": "none",
+        "reason": reason,
+        "bundle_digest": bundle_digest,
+    }
     (out_report / "decision.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (out_report / "decision.html").write_text(html_page("Shadow day", reason, []), encoding="utf-8")
     say(f"compare_shadow: {reason}")

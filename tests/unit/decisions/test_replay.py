@@ -241,6 +241,9 @@ def test_an_equal_challenger_is_crowned_once(
     for name in ("decision.json", "decision.html", "overlap.png", "latency.png"):
         assert (stage.root / "report" / name).stat().st_size > 0
     assert stage.compare(equal_bundle) is None, "nobody challenges any more"
+    about_another = stage.compare(right_bundle)
+    assert about_another is not None, "a report about another bundle does not stand for this one"
+    assert about_another["bundle_digest"] == right_bundle.digest
 
 
 def test_a_worse_challenger_is_vetoed_and_sent_away(
