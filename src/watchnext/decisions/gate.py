@@ -29,7 +29,13 @@ Exclude = Literal["none", "watched"]
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 """A table of a report: caption, header, rows."""
 
-HEADLINES = ("recall_at_100", "popular_7_days_recall_at_100", "weighted_pairwise_loss", "index_recall_at_100")
+HEADLINES = (
+    "recall_at_100",
+    "popular_7_days_recall_at_100",
+    "map",
+    "weighted_pairwise_loss",
+    "index_recall_at_100",
+)
 """What `watchnext status` shows of a version; the run that it leads back to has the rest."""
 
 SMOKE_SLATE = 20
