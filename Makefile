@@ -21,11 +21,17 @@ export PYTHONPATH :=
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
 
+# A virtual environment names its own folder in every script: moved or copied with the project, it is made anew.
+ifneq ($(shell cat $(VENV)/.folder 2>/dev/null),$(CURDIR))
+.PHONY: $(VENV)/.installed
+endif
+
 $(VENV)/.installed: requirements.lock pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test "$$(cat $(VENV)/.folder 2>/dev/null)" = "$(CURDIR)" || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing the pinned dependencies into $(VENV) (some minutes, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo "$(CURDIR)" > $(VENV)/.folder
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
@@ -34,8 +40,10 @@ $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
 	@touch $@
 
 repro: $(VENV)/.installed
-ifneq ($(SOURCE)$(DATA),)
+ifneq ($(SOURCE),)
 	@watchnext use-source $(SOURCE) $(if $(DATA),--path "$(DATA)")
+else ifneq ($(DATA),)
+	$(error DATA is the folder of a source's logs: say which, as in make repro SOURCE=kuairand DATA=$(DATA))
 endif
 	@dvc repro
 	@watchnext status

@@ -139,10 +139,8 @@ def run(call: Call, tracker: Tracker, execution_id: str) -> Metrics | None:
     if "previous_metrics" in inspect.signature(call.function).parameters:
         arguments["previous_metrics"] = _previous_metrics(call)
     metrics: Metrics | None = None
-    status = "FAILED"
     try:
         metrics = call.function(**arguments)
-        status = "FINISHED"
         if metrics is not None:
             for name, path in call.outputs.items():
                 _swap_in(staged[name], path)
@@ -150,12 +148,13 @@ def run(call: Call, tracker: Tracker, execution_id: str) -> Metrics | None:
     except BaseException:
         if "out_report" in staged and staged["out_report"].exists():
             _swap_in(staged["out_report"], call.outputs["out_report"])
+        _log(call, tracker, execution_id, {}, "FAILED", time.monotonic() - started)
         raise
     finally:
         for path in staged.values():
             _remove(path)
-        if metrics is not None or status == "FAILED":
-            _log(call, tracker, execution_id, metrics or {}, status, time.monotonic() - started)
+    if metrics is not None:
+        _log(call, tracker, execution_id, metrics, "FINISHED", time.monotonic() - started)
     return metrics
 
 
@@ -190,21 +189,28 @@ def fill_in_cached_stages(tracker: Tracker, execution_id: str) -> None:
 def _log(
     call: Call, tracker: Tracker, execution_id: str, metrics: Metrics, status: str, duration_s: float
 ) -> None:
+    """Log what the stage did. A tracker that cannot be used loses no work: the stage's outcome stands.
+
+    A finished stage that could not be logged is shown later, from its metrics file, like one from the cache.
+    """
     report = call.outputs.get("out_report")
-    parent = tracker.pipeline_run(execution_id)
-    tracker.log_stage(
-        parent,
-        call.stage,
-        params=_flatten(call.params),
-        metrics={**metrics, "stage_duration_s": duration_s, "stage_peak_rss_gb": _peak_rss_gb()},
-        curves=_curves(report),
-        report_dir=report if report is not None and report.is_dir() else None,
-        datasets=_datasets(call),
-        from_cache=False,
-        status=status,
-    )
-    if status == "FAILED":
-        tracker.finish(parent, "FAILED")
+    try:
+        parent = tracker.pipeline_run(execution_id)
+        tracker.log_stage(
+            parent,
+            call.stage,
+            params=_flatten(call.params),
+            metrics={**metrics, "stage_duration_s": duration_s, "stage_peak_rss_gb": _peak_rss_gb()},
+            curves=_curves(report),
+            report_dir=report if report is not None and report.is_dir() else None,
+            datasets=_datasets(call),
+            from_cache=False,
+            status=status,
+        )
+        if status == "FAILED":
+            tracker.finish(parent, "FAILED")
+    except InputError as error:
+        say(f"{call.stage}: its outputs stand, but MLflow could not log them: {error}")
 
 
 def _datasets(call: Call) -> list[tuple[str, str, str]]:

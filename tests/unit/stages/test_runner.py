@@ -79,6 +79,24 @@ def test_a_stage_with_nothing_to_do_leaves_everything_and_makes_no_run(
     assert not tracker.has_pipeline_run("2-2.00")
 
 
+def test_a_tracker_that_cannot_be_used_loses_no_work(
+    tmp_path: Path, tracker: Tracker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail when logging could end the stage: DVC would have trained the model again."""
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns/mlflow.db").write_bytes(b"not a database, but long enough to be taken for one" * 40)
+    metrics = _runner.run(call_of(writes("good"), tmp_path), tracker, "1-1.00")
+    assert metrics == {"rows": 1}
+    assert (tmp_path / "table" / "content").read_text(encoding="utf-8") == "good"
+    assert "its outputs stand, but MLflow could not log them" in capfd.readouterr().err
+
+    def refuses(out_table: Path, out_report: Path) -> Mapping[str, float]:
+        raise InputError("negative watch time")
+
+    with pytest.raises(InputError, match="negative watch time"):
+        _runner.run(call_of(refuses, tmp_path), tracker, "1-1.00")
+
+
 def test_a_second_stage_in_the_same_tree_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_runner, "_LOCK_WAIT_S", 0.1)
     holder = textwrap.dedent(
