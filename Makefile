@@ -49,7 +49,7 @@ endif
 	@watchnext status
 
 test: $(VENV)/.installed-dev
-	@pytest --numprocesses 2 --dist loadgroup
+	@pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	ruff check .

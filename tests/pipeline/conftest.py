@@ -93,6 +93,11 @@ class Project:
         )
         return json.loads(done.stdout)
 
+    def roles(self) -> dict[str, int]:
+        """Role -> version of the one registered model."""
+        (model,) = self.status()
+        return {role: int(entry["version"]) for role, entry in model["roles"].items()}
+
     def runs(self) -> list[dict[str, Any]]:
         """Every MLflow run of the project: id, parent id, stage or None, status."""
         code = (

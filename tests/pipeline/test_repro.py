@@ -11,7 +11,7 @@ from conftest import TABLES, Project
 
 from watchnext import config
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
+pytestmark = pytest.mark.pipeline
 
 STAGES_BEFORE_RANKING = ("simulate", "ingest", "validate", "featurize", "train_retrieval", "build_index")
 
@@ -77,10 +77,42 @@ def test_a_changed_ranking_parameter_reruns_nothing_upstream_and_cached_stages_s
     assert sorted(run["name"] for run in new if run["parent"]) == sorted(config.STAGES)
     cached = {run["name"] for run in new if run["tags"].get("watchnext.from_cache") == "true"}
     assert cached == set(STAGES_BEFORE_RANKING)
-    (model,) = project.status()
-    versions = {entry["version"] for entry in model["roles"].values() if entry}
-    assert model["roles"]["champion"] is not None
-    assert versions <= {1, 2, "1", "2"}
+    roles = project.roles()
+    verdicts = project.metrics("promote")["verdict"], project.metrics("compare_shadow")["verdict"]
+    expected = {
+        ("rejected", "none"): {"champion": 1},
+        ("challenger", "keep"): {"champion": 1},
+        ("challenger", "crown"): {"champion": 2, "previous": 1},
+    }
+    assert roles == expected[verdicts]
+
+
+def test_an_equal_model_behind_a_tree_index_is_crowned_and_a_ruined_one_rejected(
+    copy_of_finished: Project,
+) -> None:
+    """The same models behind ScaNN's tree instead of its exact search, then a query tower that learned nothing."""
+    project = copy_of_finished
+    exact = project.metrics("build_index")["index_kind"]
+    project.set_params(
+        {"build_index.brute_force_below": 1, "build_index.leaves_to_search": 17, "build_index.reorder": 250}
+    )
+    assert "train_ranking" not in ran(project.run("dvc", "repro"))
+    assert (exact, project.metrics("build_index")["index_kind"]) == ("scann_exact", "scann")
+    assert project.metrics("promote")["verdict"] == "challenger"
+    shadow = project.metrics("compare_shadow")
+    assert (shadow["verdict"], shadow["champion_version"], shadow["challenger_version"]) == ("crown", 1, 2)
+    assert shadow["slate_overlap_at_20"] > 0.9
+    assert project.roles() == {"champion": 2, "previous": 1}
+    children = [run["name"] for run in project.runs() if run["tags"].get("watchnext.from_cache") == "false"]
+    assert children.count("compare_shadow") >= 1
+
+    project.set_params({"train_retrieval.learning_rate": 1e-6, "train_retrieval.epochs": 1})
+    project.run("dvc", "repro")
+    promoted = project.metrics("promote")
+    assert (promoted["verdict"], promoted["role"], promoted["model_version"]) == ("rejected", "none", 3)
+    assert "recall_at_100" in promoted["reason"]
+    assert project.metrics("compare_shadow")["verdict"] == "none"
+    assert project.roles() == {"champion": 2, "previous": 1}
 
 
 def test_without_mlruns_the_cached_bundle_is_registered_anew(copy_of_finished: Project) -> None:
@@ -200,18 +232,33 @@ def test_killed_in_any_stage_the_next_repro_ends_the_same(
 
 
 def test_the_truth_of_the_world_reaches_no_artifact(copy_of_finished: Project) -> None:
-    """The truth permuted, every stage after `simulate` makes the same tables and the same weights."""
+    """The rows of the truth permuted, every stage after `simulate` makes the same tables, weights and figures."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    def artifacts() -> tuple[object, ...]:
+        manifests = [project.root / f"data/{model}/manifest.json" for model in ("retrieval", "ranking")]
+        weights = [json.loads(path.read_text(encoding="utf-8"))["weights_digest"] for path in manifests]
+        return project.digests(*TABLES), weights, project.metrics("evaluate")
+
     project = copy_of_finished
-    before = project.digests(*TABLES)
-    truths = [path for path in (project.root / "data/simulated/truth").rglob("*") if path.is_file()]
+    before = artifacts()
+    truths = sorted((project.root / "data/simulated/truth").glob("*.parquet"))
     assert truths
     for path in truths:
-        path.write_bytes(path.read_bytes()[::-1])
-    for stage in ("ingest", "validate", "featurize", "train_retrieval"):
+        table = pq.read_table(path)
+        pq.write_table(table.take(np.random.default_rng(0).permutation(table.num_rows)), path)
+    for stage in (
+        "ingest",
+        "validate",
+        "featurize",
+        "train_retrieval",
+        "build_index",
+        "train_ranking",
+        "evaluate",
+    ):
         project.run("dvc", "repro", "--force", "--single-item", stage)
-    assert project.digests(*TABLES) == before
-    manifest = "data/retrieval/manifest.json"
-    assert json.loads((project.root / manifest).read_text())["weights_digest"]
+    assert artifacts() == before
 
 
 def test_exp_run_with_other_settings_keeps_working(copy_of_finished: Project) -> None:
