@@ -102,6 +102,10 @@ class Event:
     run_id: str
 
 
+class UnusableBundleError(InputError):
+    """The files of a registered version are gone, or are not those that were registered."""
+
+
 class Registry:
     """The registered models of one project (or of the server that MLFLOW_REGISTRY_URI names)."""
 
@@ -219,7 +223,8 @@ class Registry:
         """The bundle of a version, verified; where artifacts are remote it is downloaded once.
 
         Raises:
-            InputError: its files are gone or not those that were registered.
+            UnusableBundleError: its files are gone or not those that were registered.
+            InputError: the registry cannot be used.
         """
         with self._plainly():
             location = self._client().get_model_version_download_uri(version.name, str(version.number))
@@ -227,7 +232,7 @@ class Registry:
         if "://" not in location.removeprefix("file://"):
             path = _only_folder(local / "artifacts")
             if path is None:
-                raise InputError(
+                raise UnusableBundleError(
                     f"the files of version {version.number} of {version.name} are gone",
                     where=str(local),
                     remedy="if the project was moved: watchnext registry relocate; else restore mlruns/artifacts,"
@@ -235,7 +240,12 @@ class Registry:
                 )
         else:
             path = self._download(location, version)
-        return Bundle.open(path, expected_digest=version.bundle_digest)
+        try:
+            return Bundle.open(path, expected_digest=version.bundle_digest)
+        except InputError as error:
+            raise UnusableBundleError(
+                error.what, where=error.where, offenders=error.offenders, remedy=error.remedy
+            ) from error
 
     # --- roles ---
 

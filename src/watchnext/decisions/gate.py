@@ -5,10 +5,11 @@ and every check states its value, its bound and why it is there. Nothing here de
 the champion recorded.
 """
 
+import contextlib
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -20,11 +21,14 @@ from watchnext.bundle import Bundle, read_digest
 from watchnext.config import Section
 from watchnext.console import print_table, say
 from watchnext.data.split import day_begins_at
-from watchnext.registry import Registry, Version
+from watchnext.errors import InputError
+from watchnext.registry import Registry, UnusableBundleError, Version
 
 Verdict = Literal["challenger", "rejected", "held"]
 Outcome = Literal["passed", "failed", "not judged"]
 Exclude = Literal["none", "watched"]
+NotComparable = Literal["hold", "replace"]
+"""What becomes of a candidate whose champion cannot be measured on its data: see `judge`."""
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 """A table of a report: caption, header, rows."""
@@ -102,6 +106,7 @@ class Decision:
         checks: every check.
         metrics: of the candidate on the gate day, and of the champion with the prefix `champion_`.
         against: the champion it was judged against, as name and version number, or "none".
+        replaces: it was judged without its champion, which cannot be compared with any more, and takes its place.
     """
 
     verdict: Verdict
@@ -109,15 +114,34 @@ class Decision:
     checks: tuple[Check, ...]
     metrics: Mapping[str, float]
     against: str
+    replaces: bool = False
+
+
+@dataclass(frozen=True)
+class Unopened:
+    """A champion whose bundle cannot be opened.
+
+    Attributes:
+        source: of its logs, as the registry has it.
+        problem: why not, in one sentence.
+    """
+
+    source: str
+    problem: str
+
+
+class NotComparableError(Exception):
+    """A champion cannot be measured on the present data; says why in one sentence."""
 
 
 def judge(
     candidate: Bundle,
-    champion: Bundle | None,
+    champion: Bundle | Unopened | None,
     features: Path,
     checks: Checks,
     *,
     exclude: Exclude = "none",
+    champion_not_comparable: NotComparable = "hold",
     against: str = "none",
 ) -> Decision:
     """Measure a candidate, and the champion on the same examples, and check the one against the other.
@@ -128,7 +152,12 @@ def judge(
         features: outputs of the stage featurize that hold the gate day.
         checks: bounds and reasons.
         exclude: as for `evaluate`.
+        champion_not_comparable: what becomes of the candidate if the champion cannot be measured on these
+            examples: `hold` it, or let it `replace` the champion if it passes every check that needs none.
         against: what to call the champion in the decision.
+
+    Raises:
+        InputError: the candidate cannot be measured.
     """
     manifest = json.loads((features / "manifest.json").read_text(encoding="utf-8"))
     if champion is not None and champion.source != candidate.source:
@@ -147,14 +176,24 @@ def judge(
         _at_least_index(measured, checks.index_recall_at_100),
         _beats(measured["recall_at_100"], measured["popular_7_days_recall_at_100"], checks),
     ]
+    problem = ""
     if champion is not None:
-        found.append(_trained_before("champion_trained_until_at", champion, begins))
-        theirs = measure(champion, features, "gate", exclude=exclude)
-        found += compare(
-            measured, theirs, checks.recall_at_100, checks.weighted_pairwise_loss, "the champion's"
-        )
-        measured |= {f"champion_{name}": value for name, value in theirs.items()}
-    else:
+        # The candidate has just been measured by the same code on the same examples: what fails now is the champion.
+        try:
+            if isinstance(champion, Unopened):
+                raise NotComparableError(champion.problem)
+            with about_the_champion():
+                theirs = measure(champion, features, "gate", exclude=exclude)
+        except NotComparableError as error:
+            problem = str(error)
+        else:
+            found.append(_trained_before("champion_trained_until_at", champion, begins))
+            found += compare(
+                measured, theirs, checks.recall_at_100, checks.weighted_pairwise_loss, "the champion's"
+            )
+            measured |= {f"champion_{name}": value for name, value in theirs.items()}
+        found.append(_comparable(problem, champion_not_comparable))
+    if champion is None or problem:
         for name, check in (
             ("recall_at_100", checks.recall_at_100),
             ("weighted_pairwise_loss", checks.weighted_pairwise_loss),
@@ -162,7 +201,47 @@ def judge(
             bound = "a number: there is no other model to compare with"
             outcome: Outcome = "passed" if math.isfinite(measured[name]) else "not judged"
             found.append(Check(name, _shown(measured[name]), bound, outcome, check.reason))
-    return Decision(*_sum_up(found), tuple(found), measured, against)
+    verdict, reason = _sum_up(found)
+    replaces = bool(problem) and verdict == "challenger"
+    if verdict == "held" and problem:
+        reason += f": {problem}. To judge without the champion: promote.champion_not_comparable: replace"
+    elif replaces:
+        reason += (
+            f"; replaces {against} without a comparison, as promote.champion_not_comparable allows: {problem}"
+        )
+    return Decision(verdict, reason, tuple(found), measured, against, replaces)
+
+
+@contextlib.contextmanager
+def about_the_champion() -> Iterator[None]:
+    """Whatever fails in here is the champion's fault, and says that it cannot be compared with.
+
+    Raises:
+        NotComparableError: in place of what was raised.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except InputError as error:
+        offenders = ", ".join(str(offender) for offender in error.offenders)
+        raise NotComparableError(error.what + (f" ({offenders})" if offenders else "")) from error
+    except (
+        Exception
+    ) as error:  # TensorFlow and ScaNN raise what they like on files of other versions of theirs
+        first = next(iter(str(error).splitlines()), "")
+        raise NotComparableError(f"{type(error).__name__}: {first}") from error
+
+
+def _comparable(problem: str, rule: NotComparable) -> Check:
+    outcome: Outcome = "passed" if not problem or rule == "replace" else "not judged"
+    return Check(
+        "champion_comparable",
+        f"no: {problem}" if problem else "yes",
+        "measured on the same examples, or champion_not_comparable: replace",
+        outcome,
+        "a champion that the present logs cannot be read with must not stand in the way unnoticed",
+    )
 
 
 def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "none") -> dict[str, float]:
@@ -265,6 +344,7 @@ def promote_bundle(
     checks: Checks,
     exclude: Exclude,
     pipeline_run: Any,
+    champion_not_comparable: NotComparable = "hold",
     previous_metrics: Mapping[str, Any] | None,
     out_report: Path,
 ) -> dict[str, float | int | str] | None:
@@ -281,6 +361,7 @@ def promote_bundle(
         checks: bounds and reasons.
         exclude: as for `evaluate`.
         pipeline_run: gives the id of this execution's MLflow run.
+        champion_not_comparable: see `judge`.
         previous_metrics: what this stage returned last, if its outputs still stand; else None.
         out_report: where decision.json and decision.html go.
 
@@ -293,18 +374,28 @@ def promote_bundle(
     version = registry.find(name, digest)
     is_champion = version is not None and champion is not None and version.number == champion.number
     opponent = None if is_champion else champion
-    key = json.dumps(
-        {"against": opponent.number if opponent else None, "exclude": exclude, "checks": checks.model_dump()},
-        sort_keys=True,
-    )
+    rules = {
+        "against": opponent.number if opponent else None,
+        "exclude": exclude,
+        "champion_not_comparable": champion_not_comparable,
+        "checks": checks.model_dump(),
+    }
+    key = json.dumps(rules, sort_keys=True)
     settled = version is not None and (is_champion or version.tags.get("gate_key") == key)
     if settled and previous_metrics is not None and previous_metrics.get("bundle_digest") == digest:
         return None
 
     candidate = Bundle.open(bundle)
     against = "none" if opponent is None else f"version {opponent.number} of {name}"
-    theirs = None if opponent is None else registry.bundle(opponent)
-    decision = judge(candidate, theirs, features, checks, exclude=exclude, against=against)
+    decision = judge(
+        candidate,
+        None if opponent is None else _opened(registry, opponent),
+        features,
+        checks,
+        exclude=exclude,
+        champion_not_comparable=champion_not_comparable,
+        against=against,
+    )
     if is_champion:
         say(f"promote: this bundle is the champion already, version {champion.number if champion else ''}")
     run_id = pipeline_run()
@@ -322,6 +413,13 @@ def promote_bundle(
         "checks_failed": sum(check.outcome == "failed" for check in decision.checks),
         **{metric: value for metric, value in decision.metrics.items() if math.isfinite(value)},
     }
+
+
+def _opened(registry: Registry, champion: Version) -> Bundle | Unopened:
+    try:
+        return registry.bundle(champion)
+    except UnusableBundleError as error:
+        return Unopened(champion.source, error.what)
 
 
 def _register(registry: Registry, name: str, bundle: Bundle, run_id: str) -> Version:
@@ -364,6 +462,9 @@ def _give_role(
     if decision.verdict == "challenger" and opponent is None:
         reason = "there was no champion yet, and it passed the gate"
         registry.crown(version, over=None, reason=reason, evidence="gate", run_id=run_id)
+        role = "champion"
+    elif decision.replaces:
+        registry.crown(version, over=opponent, reason=decision.reason, evidence="gate", run_id=run_id)
         role = "champion"
     elif decision.verdict == "challenger":
         registry.challenge(version, reason=decision.reason, evidence="gate", run_id=run_id)

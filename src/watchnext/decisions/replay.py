@@ -20,11 +20,21 @@ from watchnext.bundle import Bundle, read_digest
 from watchnext.config import Section
 from watchnext.console import print_table, say, track
 from watchnext.data.split import day_begins_at
-from watchnext.decisions.gate import Check, Exclude, Margin, Table, compare, html_page, measure
+from watchnext.decisions.gate import (
+    Check,
+    Exclude,
+    Margin,
+    NotComparableError,
+    Table,
+    about_the_champion,
+    compare,
+    html_page,
+    measure,
+)
 from watchnext.errors import InputError
 from watchnext.features.history import Id
 from watchnext.recommend.recommender import Recommender, Slate
-from watchnext.registry import Registry, Version
+from watchnext.registry import Registry, UnusableBundleError, Version
 
 Verdict = Literal["crown", "keep", "continue"]
 Evidence = Literal["offline", "causal"]
@@ -220,19 +230,19 @@ def read_requests(tables: Path, day: date, time_zone: str, how_many: int) -> lis
 
 
 def replay(
-    champion: Bundle,
-    challenger: Bundle,
+    champion: Recommender,
+    challenger: Recommender,
     requests: Sequence[Request],
     tables: Path,
     features: Path,
     day: date,
     length: int,
 ) -> list[Paired]:
-    """Answer every request with both bundles, taking turns in going first.
+    """Answer every request with both, taking turns in going first.
 
     Args:
-        champion: verified bundle.
-        challenger: verified bundle.
+        champion: its bundle, loaded.
+        challenger: its bundle, loaded.
         requests: see `read_requests`.
         tables: validated tables, for what users had done by then.
         features: outputs of featurize, for the statistics of videos as of `day`.
@@ -250,7 +260,7 @@ def replay(
     statistics = VideoStatistics.from_table(
         pa.concat_tables([pq.read_table(part, filters=[("day", "=", day)]) for part in parts])
     )
-    both = (Recommender.open(champion), Recommender.open(challenger))
+    both = (champion, challenger)
 
     def answer(recommender: Recommender, request: Request) -> tuple[Slate | None, float, str]:
         facts = states.facts_of(request.user_id)
@@ -477,22 +487,40 @@ def _compare(
         return Comparison("continue", reason, evidence, (), {}), []
     day = date.fromisoformat(shadow)
     begins = day_begins_at(day, manifest["time_zone"])
-    bundles = {"champion": registry.bundle(champion), "challenger": registry.bundle(challenger)}
+    bundles = {"challenger": registry.bundle(challenger)}
+    try:
+        bundles["champion"] = registry.bundle(champion)
+    except UnusableBundleError as error:
+        return _not_comparable(error.what, evidence), []
     late = [who for who, bundle in bundles.items() if bundle.trained_until_at > begins]
     if late:
         reason = (
             f"{' and '.join(late)} has been trained on the shadow day {shadow}: no comparison on it is fair"
         )
         return Comparison("continue", reason, evidence, (), {}), []
+    # The challenger first: what then fails by the same code on the same examples is the champion.
+    ours = measure(bundles["challenger"], features, "shadow", exclude=rules["exclude"])
+    theirs_and_ours = [Recommender.open(bundles["challenger"])]
+    try:
+        with about_the_champion():
+            theirs = measure(bundles["champion"], features, "shadow", exclude=rules["exclude"])
+            theirs_and_ours.insert(0, Recommender.open(bundles["champion"]))
+    except NotComparableError as error:
+        return _not_comparable(str(error), evidence), []
     asked = read_requests(tables, day, manifest["time_zone"], rules["requests"])
-    paired = replay(
-        bundles["champion"], bundles["challenger"], asked, tables, features, day, rules["slate_length"]
-    )
+    paired = replay(*theirs_and_ours, asked, tables, features, day, rules["slate_length"])
     metrics = summarize(paired, rules["slate_length"])
-    for who, bundle in bundles.items():
-        measured = measure(bundle, features, "shadow", exclude=rules["exclude"])
+    for who, measured in (("champion", theirs), ("challenger", ours)):
         metrics |= {f"{who}_{metric}": value for metric, value in measured.items()}
     return decide(metrics, vetoes, length=rules["slate_length"], evidence=evidence), paired
+
+
+def _not_comparable(problem: str, evidence: Evidence) -> Comparison:
+    reason = (
+        f"the champion cannot be measured on the shadow day: {problem}."
+        " To have a bundle replace it that passes the gate alone: promote.champion_not_comparable: replace"
+    )
+    return Comparison("continue", reason, evidence, (), {})
 
 
 def _settle(

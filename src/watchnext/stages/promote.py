@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from watchnext.config import Section
-from watchnext.decisions.gate import Checks, Exclude
+from watchnext.decisions.gate import Checks, Exclude, NotComparable
 
 
 class Params(Section):
@@ -16,6 +16,7 @@ class Params(Section):
 
     model_name: str = "auto"
     exclude: Exclude = "none"
+    champion_not_comparable: NotComparable = "hold"
     checks: Checks = Checks()
 
 
@@ -30,7 +31,7 @@ def promote(
     """Judge the bundle and register it.
 
     Raises:
-        InputError: the bundle is damaged, the champion's is gone, or the registry cannot be used.
+        InputError: the bundle is damaged or cannot be measured, or the registry cannot be used.
     """
     import json
 
@@ -45,6 +46,7 @@ def promote(
         features=features,
         checks=params.checks,
         exclude=params.exclude,
+        champion_not_comparable=params.champion_not_comparable,
         pipeline_run=pipeline_run,
         previous_metrics=previous_metrics,
         out_report=out_report,

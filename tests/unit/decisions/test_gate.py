@@ -1,7 +1,9 @@
 """The gate: what passes, what does not, and a registry that ends the same however often it was killed."""
 
+import hashlib
 import json
 import math
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -105,6 +107,48 @@ def test_who_has_seen_the_gate_day_is_not_judged_on_it(
     assert (decision.verdict, outcomes(decision)["champion_trained_until_at"]) == ("held", "not judged")
 
 
+def without_the_input(bundle: Bundle, directory: Path) -> Bundle:
+    """The same bundle, trained on logs that have an input which the world's lack."""
+    path = shutil.copytree(bundle.path, directory / "bundle")
+    features = json.loads((path / "features" / "manifest.json").read_text(encoding="utf-8"))
+    device = {"name": "device", "kind": "categorical", "space": "video", "length": None, "side": "query"}
+    features["ranking_features"].append(device)
+    (path / "features" / "manifest.json").write_text(json.dumps(features), encoding="utf-8")
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    content = (path / "features" / "manifest.json").read_bytes()
+    manifest["files"]["features/manifest.json"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return Bundle.open(path)
+
+
+def test_a_champion_that_cannot_read_these_logs_holds_or_is_replaced(
+    right_bundle: Bundle, wrong_bundle: Bundle, world_features: Path, tmp_path: Path
+) -> None:
+    """Seen to fail when the champion's error was let through: nothing was ever registered again."""
+    champion = without_the_input(wrong_bundle, tmp_path)
+    held = judge(right_bundle, champion, world_features, Checks(), against="version 1 of watchnext")
+    assert (held.verdict, held.replaces) == ("held", False)
+    assert [name for name, outcome in outcomes(held).items() if outcome != "passed"] == [
+        "champion_comparable"
+    ]
+    assert "(device)" in held.reason
+    assert "promote.champion_not_comparable: replace" in held.reason
+    passed = judge(
+        right_bundle,
+        champion,
+        world_features,
+        Checks(),
+        champion_not_comparable="replace",
+        against="version 1 of watchnext",
+    )
+    assert (passed.verdict, passed.replaces) == ("challenger", True)
+    assert "replaces version 1 of watchnext without a comparison" in passed.reason
+    rejected = judge(wrong_bundle, champion, world_features, Checks(), champion_not_comparable="replace")
+    assert (rejected.verdict, rejected.replaces) == ("rejected", False)
+    with pytest.raises(InputError, match="lack inputs"):
+        judge(champion, right_bundle, world_features, Checks(), champion_not_comparable="replace")
+
+
 class Stage:
     """What the runner does for `promote`, in a project folder."""
 
@@ -115,7 +159,7 @@ class Stage:
         self.metrics: dict[str, Any] | None = None
 
     def promote(
-        self, bundle: Bundle, registry: Registry | None = None, checks: Checks | None = None
+        self, bundle: Bundle, registry: Registry | None = None, checks: Checks | None = None, **settings: Any
     ) -> dict[str, Any] | None:
         metrics = promote_bundle(
             registry or Registry.open(self.root),
@@ -127,6 +171,7 @@ class Stage:
             pipeline_run=lambda: self.tracker.pipeline_run("1-1.00"),
             previous_metrics=self.metrics,
             out_report=self.root / "report",
+            **settings,
         )
         self.metrics = metrics or self.metrics
         return metrics
@@ -160,6 +205,35 @@ def test_from_the_first_bundle_to_a_rejected_one(
     page = (stage.root / "report" / "decision.html").read_text(encoding="utf-8")
     assert "rejected" in page
     assert "http" not in page, "reads well offline"
+
+
+def test_a_champion_whose_files_are_gone_does_not_block_for_good(
+    stage: Stage, right_bundle: Bundle, wrong_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail when the registry's error was let through."""
+    monkeypatch.setattr(gate, "judge", lambda *_, **__: PASSED)
+    stage.promote(wrong_bundle)
+    monkeypatch.undo()
+    registry = Registry.open(stage.root)
+    (registry.bundle(registry.version("watchnext", 1)).ranker / "saved_model.pb").unlink()
+    held = stage.promote(right_bundle)
+    assert held is not None
+    assert (held["verdict"], held["role"], held["model_version"]) == ("held", "none", 2)
+    assert "champion_comparable: the bundle lacks files" in str(held["reason"])
+    assert stage.roles() == {"champion": 1}
+    assert stage.promote(right_bundle) is None
+    replaced = stage.promote(right_bundle, champion_not_comparable="replace")
+    assert replaced is not None
+    assert (replaced["verdict"], replaced["role"], replaced["model_version"]) == (
+        "challenger",
+        "champion",
+        2,
+    )
+    assert stage.roles() == {"champion": 2, "previous": 1}
+    event = Registry.open(stage.root).history("watchnext")[-1]
+    assert (event.role, event.version, event.evidence) == ("champion", 2, "gate")
+    assert "replaces version 1 of watchnext without a comparison" in event.reason
+    assert stage.promote(right_bundle, champion_not_comparable="replace") is None
 
 
 def test_nothing_to_do_is_done_without_tensorflow_and_mlflow(

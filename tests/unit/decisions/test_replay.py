@@ -284,6 +284,49 @@ def test_a_challenger_that_fails_to_answer_is_counted_and_vetoed(
     assert written["first_errors"][0] == "RuntimeError: the index is on fire"
 
 
+def test_a_champion_that_cannot_be_measured_keeps_the_challenger_waiting(
+    stage: Stage, right_bundle: Bundle, equal_bundle: Bundle
+) -> None:
+    """Seen to fail when the registry's error was let through. The challenger's own error still is."""
+    stage.register(right_bundle)
+    stage.register(equal_bundle)
+    registry = Registry.open(stage.root)
+    (registry.bundle(registry.version("watchnext", 1)).ranker / "saved_model.pb").unlink()
+    waiting = stage.compare(equal_bundle)
+    assert waiting is not None
+    assert waiting["verdict"] == "continue"
+    assert "the bundle lacks files" in waiting["reason"]
+    assert "promote.champion_not_comparable: replace" in waiting["reason"]
+    assert stage.roles() == {"champion": 1, "challenger": 2}
+    (registry.bundle(registry.version("watchnext", 2)).ranker / "saved_model.pb").unlink()
+    with pytest.raises(InputError, match="lacks files"):
+        stage.compare(equal_bundle, evidence="causal")
+
+
+def test_a_champion_that_fails_by_the_same_code_keeps_the_challenger_waiting(
+    stage: Stage, right_bundle: Bundle, equal_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail when what measuring the champion raised was let through."""
+    stage.register(right_bundle)
+    stage.register(equal_bundle)
+    measured = replay.measure
+
+    def measure(bundle: Bundle, *rest: Any, **named: Any) -> dict[str, float]:
+        if bundle.digest == broken.digest:
+            raise OSError("SavedModel of another age")
+        return measured(bundle, *rest, **named)
+
+    monkeypatch.setattr(replay, "measure", measure)
+    broken = right_bundle
+    waiting = stage.compare(equal_bundle)
+    assert waiting is not None
+    assert waiting["verdict"] == "continue"
+    assert "OSError: SavedModel of another age" in waiting["reason"]
+    broken = equal_bundle
+    with pytest.raises(OSError, match="another age"):
+        stage.compare(equal_bundle, evidence="causal")
+
+
 def test_asked_for_causal_evidence_the_challenger_waits(
     stage: Stage, right_bundle: Bundle, equal_bundle: Bundle
 ) -> None:
