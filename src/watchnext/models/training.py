@@ -140,8 +140,9 @@ def fit(
         epochs: at most this many passes.
         patience: passes without a better `objective` after which training stops.
         seed: decides the order of examples.
-        evaluate: measures the model on the tuning day after each epoch. An empty answer (there is no tuning
-            day) makes the last epoch the best.
+        evaluate: measures the model on the tuning day after each epoch. An answer without `objective` (there is
+            no tuning day), or with one that is not a finite number (nothing on the tuning day can be compared),
+            makes the last epoch the best.
         objective: which of the metrics decides.
         maximise: whether more of it is better.
         where: named in errors and progress, e.g. the stage.
@@ -206,6 +207,7 @@ class _TuningDay(tf.keras.callbacks.Callback):
         self.best_epoch = 0
         self.best_weights: list[np.ndarray] = []
         self._best = -math.inf
+        self._said_absent = False
         self._losses: list[float] = []
         self._progress: Any = iter(())
 
@@ -234,9 +236,20 @@ class _TuningDay(tf.keras.callbacks.Callback):
             f"{self.where}, epoch {number}: "
             + ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
         )
-        score = self.sign * metrics[self.objective] if self.objective in metrics else math.inf
-        if score > self._best or self.objective not in metrics:
-            self._best, self.best_epoch = score, number
+        value = metrics.get(self.objective, math.nan)
+        if math.isfinite(value):
+            better = self.sign * value > self._best
+            self._best = max(self._best, self.sign * value)
+        else:
+            better = True
+            if self.objective in metrics and not self._said_absent:
+                self._said_absent = True
+                say(
+                    f"{self.where}: {self.objective} of the tuning day is {value}, so no epoch can be chosen by it "
+                    "and the last one is kept"
+                )
+        if better:
+            self.best_epoch = number
             self.best_weights = self.model.get_weights()
         elif number - self.best_epoch >= self.patience:
             self.model.stop_training = True

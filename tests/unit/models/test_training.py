@@ -58,6 +58,17 @@ def test_without_a_tuning_day_the_last_epoch_is_kept():
     assert list(outcome.curves) == ["loss"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("maximise", [True, False])
+def test_an_objective_that_is_not_a_number_keeps_the_last_epoch_and_says_so_once(value, maximise, capsys):
+    """A tuning day without a click or a pair. Fails where NaN is compared: no epoch is ever the best."""
+    w, outcome = fit(lambda w: {"score": value}, epochs=3, patience=1, maximise=maximise)
+    assert w == pytest.approx(2 * (1 - 0.4**3), abs=1e-5)
+    assert outcome.best_epoch == 3
+    assert [epoch for epoch, _ in outcome.curves["score"]] == [1, 2, 3]
+    assert capsys.readouterr().err.count("no epoch can be chosen by it") == 1
+
+
 def test_a_loss_that_is_not_a_number_stops_with_the_place():
     with pytest.raises(InputError, match="the training loss became nan") as caught:
         fit(lambda w: {"score": 0.0}, y=float("nan"))
