@@ -367,13 +367,13 @@ def index_recall(
     *,
     queries: int = 1_000,
 ) -> float:
-    """Share of the exact first `k` candidates that an index finds, over the first `queries` events of a day.
+    """Share of the exact first `k` candidates that an index finds, over `queries` events spread over a day.
 
     Raises:
         InputError: there are no examples.
     """
     columns = ["video_id", *(spec.name for spec in encoder.retrieval_features)]
-    table = pa.concat_tables(list(_tables(examples, columns))).slice(0, queries)
+    table = pa.concat_tables(_tables(examples, columns, queries))
     embedded = query_tower(encoder.encode_retrieval(table))
     k = min(k, len(candidates))
     exact, _ = ExactSearcher(candidates).search(embedded, k)

@@ -107,6 +107,21 @@ def test_judging_fewer_events_spreads_them_over_the_day(tmp_path, events):
     assert found.user_ids.to_pylist() == [1, 4]
 
 
+def test_the_recall_of_an_index_is_over_events_of_the_whole_day(tmp_path, events):
+    """Labels b and a: of the first event and the last. Seen to fail where the first events are taken: b and c."""
+    encoder = make_encoder(tmp_path / "encoder", ["a", "b", "c", "d"])
+    embeddings = np.array([[4.0], [3.0], [2.0], [1.0]], np.float32)
+    labels = []
+
+    def tower(arrays):
+        labels.extend(arrays["label"].tolist())
+        return constant_tower(arrays)
+
+    recall = offline.index_recall(tower, ExactSearcher(embeddings), embeddings, encoder, events, 2, queries=2)
+    assert recall == 1.0
+    assert labels == [2, 1]
+
+
 def test_embeddings_that_are_not_numbers_and_empty_days_are_errors(tmp_path, events):
     encoder = make_encoder(tmp_path / "encoder", ["a"])
     with pytest.raises(InputError, match="not numbers"):
