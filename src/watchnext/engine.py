@@ -36,6 +36,16 @@ def unix_micros(instant: dt.Timestamp(timezone="UTC")) -> int:  # type: ignore[v
     """Spark's own function."""
 
 
+@ibis.udf.scalar.builtin
+def make_timestamptz(microseconds: int) -> dt.Timestamp(timezone="UTC", scale=6):  # type: ignore[valid-type, empty-body]
+    """DuckDB's own function."""
+
+
+@ibis.udf.scalar.builtin
+def timestamp_micros(microseconds: int) -> dt.Timestamp(timezone="UTC"):  # type: ignore[valid-type, empty-body]
+    """Spark's own function."""
+
+
 class EngineParams(Section):
     """Section `engine` of params.yaml."""
 
@@ -71,6 +81,10 @@ class Engine:
     def microseconds(self, instant: ir.Value) -> ir.IntegerValue:
         """Instants -> int64 microseconds since 1970 UTC: exact, and orders and windows are cheapest on integers."""
         return unix_micros(instant) if self.kind == "spark" else epoch_us(instant)
+
+    def instant(self, microseconds: ir.IntegerValue) -> ir.TimestampValue:
+        """int64 microseconds since 1970 UTC -> instants; the inverse of `microseconds`."""
+        return timestamp_micros(microseconds) if self.kind == "spark" else make_timestamptz(microseconds)
 
     def write(self, table: ir.Table, directory: Path, sort_by: Sequence[str], part: int | None = None) -> int:
         """Store `table` in `directory`, rows in the total order `sort_by`, and return the number of rows.

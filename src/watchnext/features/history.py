@@ -1,7 +1,9 @@
 """What a user had done before an instant: as tables for the pipeline, in memory for one request.
 
 Both sides share one rule: an event counts from the moment after its own instant. Two events at the same
-microsecond do not know of each other, and no example knows of its own outcome.
+microsecond do not know of each other, and no example knows of its own outcome. The instant of a watch is its end,
+because what came of it (how long, completed or not) is known no earlier; the instant of an impression is when it
+was shown, and that of the watch time that followed is the end of that watch.
 """
 
 import bisect
@@ -41,6 +43,15 @@ def to_milliseconds(seconds: float) -> int:
     return int(seconds * 1000.0 + 0.5)
 
 
+def end_of_watch(began_at: Instant, watch_time_s: float | None) -> int:
+    """Microseconds since 1970 UTC at which a watch ended, halves up; with an unknown watch time, when it began.
+
+    >>> end_of_watch(100, 0.0000025), end_of_watch(100, None)
+    (103, 100)
+    """
+    return to_microseconds(began_at) + int((watch_time_s or 0.0) * 1_000_000.0 + 0.5)
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 
@@ -49,7 +60,8 @@ class Logs:
     """The validated tables of one source.
 
     Attributes:
-        tables: name -> table; `impressions` and `watches` have a further column `day` (date, local).
+        tables: name -> table; `impressions` and `watches` have two further columns (date, local): `day`, and
+            `ended_day`, the day on which the watch (for impressions: the one that followed) ended.
         source: name of the source.
         time_zone: IANA name of the zone that days are cut in.
         digest: of the stored tables.
@@ -86,12 +98,16 @@ def read_logs(engine: Engine, directory: Path) -> Logs:
         filled = table.aggregate(**{column: table[column].count() for column in table.columns}).to_pyarrow()
         present.update(f"{name}.{column}" for column in table.columns if filled[column][0].as_py() > 0)
         if table_schema.instant and name != "searches":
-            table = table.mutate(day=local_day(table[table_schema.instant], source["time_zone"]))
+            began = table[table_schema.instant]
+            ended = engine.instant(_end_of_watch(engine.microseconds(began), table.watch_time_s))
+            table = table.mutate(
+                day=local_day(began, source["time_zone"]), ended_day=local_day(ended, source["time_zone"])
+            )
         tables[name] = table
     return Logs(tables, source["source"], source["time_zone"], source["digest"], frozenset(present))
 
 
-Stream = Literal["impressions", "watches", "completed_watches", "search_tokens"]
+Stream = Literal["impressions", "watches_of_clicks", "watches", "completed_watches", "search_tokens"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +141,9 @@ class Streams:
 
     Attributes:
         tables: stream -> table with `user_id`, `at` (int64 microseconds), `tie` (int64, orders events of one
-            instant before their id does), and its keys and measures.
+            instant before their id does), and its keys and measures. `at` is the instant at which the event
+            is known: of `impressions` when it was shown, of `watches_of_clicks` (clicked impressions),
+            `watches` and `completed_watches` the end of the watch.
         order: stream -> columns that order a user's events totally.
     """
 
@@ -189,15 +207,20 @@ def make_streams(engine: Engine, logs: Logs) -> Streams:
             at=engine.microseconds(impressions.shown_at),
             clicks=clicks,
             misses=1 - clicks,
-            watch_time_ms=clicks * _milliseconds(impressions.watch_time_s),
         )
     }
+    clicked = impressions.filter(impressions.clicked)
+    streams["watches_of_clicks"] = clicked.select(
+        "user_id",
+        at=_end_of_watch(engine.microseconds(clicked.shown_at), clicked.watch_time_s),
+        watch_time_ms=milliseconds(clicked.watch_time_s),
+    )
     watches = tables["watches"]
     watches = watches.select(
         "user_id",
         "video_id",
         "completed",
-        at=engine.microseconds(watches.watched_at),
+        at=_end_of_watch(engine.microseconds(watches.watched_at), watches.watch_time_s),
         tie=ibis.literal(0, "int64"),
     )
     streams["watches"] = watches.left_join(channel, "video_id").select(
@@ -219,8 +242,14 @@ def make_streams(engine: Engine, logs: Logs) -> Streams:
     return Streams(streams)
 
 
-def _milliseconds(seconds: ir.NumericColumn) -> ir.IntegerColumn:
+def milliseconds(seconds: ir.NumericColumn) -> ir.IntegerColumn:
+    """`to_milliseconds` of a column; null is 0."""
     return (seconds.fill_null(0.0) * 1000.0 + 0.5).floor().cast("int64")
+
+
+def _end_of_watch(began_at: ir.IntegerValue, watch_time_s: ir.NumericColumn) -> ir.IntegerValue:
+    """`end_of_watch` of a table."""
+    return began_at + (watch_time_s.fill_null(0.0) * 1_000_000.0 + 0.5).floor().cast("int64")
 
 
 # Written out, because what \s and \w hold differs between the regular expressions of the engines and of Python.
@@ -409,12 +438,14 @@ class UserHistory:
     """Everything known of one user, asked for as of an instant.
 
     Events may be added in any order, in their own order cheapest. Every question takes `before`, an instant,
-    and is answered from the events strictly before it.
+    and is answered from the events strictly before it. A watch is an event at its end.
     """
 
     def __init__(self) -> None:
-        self._impressions = _Running(width=2)
+        self._impressions = _Running(width=1)
+        self._watches_of_clicks = _Running(width=1)
         self._impressions_of_video: dict[Id, _Running] = {}
+        self._begun: list[tuple[int, Id]] = []
         self._watches: list[tuple[int, Id]] = []
         self._watches_of_channel: dict[Id, list[int]] = {}
         self._completed: list[tuple[int, int, Id]] = []
@@ -432,11 +463,12 @@ class UserHistory:
         completed: bool = False,
         channel_id: Id | None = None,
     ) -> None:
-        """A watch that began at `watched_at`; `channel_id` is the channel of the video, if it has one."""
-        del (
-            watch_time_s
-        )  # Accepted so that a row of `watches` can be passed as it is; no feature reads it yet.
-        at = to_microseconds(watched_at)
+        """A watch that began at `watched_at` and ended `watch_time_s` later, at once if that is not known.
+
+        `channel_id` is the channel of the video, if it has one.
+        """
+        bisect.insort(self._begun, (to_microseconds(watched_at), video_id))
+        at = end_of_watch(watched_at, watch_time_s)
         bisect.insort(self._watches, (at, video_id))
         if channel_id is not None:
             bisect.insort(self._watches_of_channel.setdefault(channel_id, []), at)
@@ -457,7 +489,9 @@ class UserHistory:
         del channel_id, topics  # Accepted so that callers need not change when a feature asks for them.
         at = to_microseconds(shown_at)
         click = int(clicked)
-        self._impressions.add(at, (click, click * to_milliseconds(watch_time_s)))
+        self._impressions.add(at, (click,))
+        if clicked:
+            self._watches_of_clicks.add(end_of_watch(at, watch_time_s), (to_milliseconds(watch_time_s),))
         self._impressions_of_video.setdefault(video_id, _Running(width=1)).add(at, (1 - click,))
 
     def add_search(self, query: str, searched_at: Instant) -> None:
@@ -475,30 +509,40 @@ class UserHistory:
         end = self.completed_watches(before)
         return [video_id for _, _, video_id in self._completed[max(0, end - length) : end]]
 
+    def begun_videos(self, before: Instant) -> list[Id]:
+        """Videos of the watches within the logs that have begun, whether they have ended or not, oldest first."""
+        end = bisect.bisect_left(self._begun, (to_microseconds(before),))
+        return [video_id for _, video_id in self._begun[:end]]
+
     def watches(self, before: Instant) -> int:
-        """Number of watches within the logs, completed or not."""
+        """Number of watches within the logs that have ended, completed or not."""
         return bisect.bisect_left(self._watches, (to_microseconds(before),))
 
     def last_watches(self, length: int, before: Instant) -> list[Id]:
-        """The last `length` watched videos, completed or not, oldest first."""
+        """The last `length` watched videos, completed or not, in the order in which the watches ended."""
         end = self.watches(before)
         return [video_id for _, video_id in self._watches[max(0, end - length) : end]]
 
     def last_watched_at(self, before: Instant) -> int | None:
-        """Microseconds of the last watch; None without one."""
+        """Microseconds of the end of the last watch that has ended; None without one."""
         end = self.watches(before)
         return self._watches[end - 1][0] if end else None
 
     def channel_watches(self, channel_id: Id | None, before: Instant) -> tuple[int, int | None]:
-        """Number of watches of videos of this channel, and the instant of the last in microseconds."""
+        """Number of watches of videos of this channel that have ended, and the end of the last in microseconds."""
         instants = self._watches_of_channel.get(channel_id, []) if channel_id is not None else []
         number = bisect.bisect_left(instants, to_microseconds(before))
         return number, instants[number - 1] if number else None
 
-    def impressions(self, before: Instant) -> tuple[int, int, int]:
-        """Number of impressions, of clicks among them, and watch time of the clicked ones in milliseconds."""
-        number, (clicks, watch_time_ms), _ = self._impressions.before(to_microseconds(before))
-        return number, clicks, watch_time_ms
+    def impressions(self, before: Instant) -> tuple[int, int]:
+        """Number of impressions, and of clicks among them: a click is known to the next request."""
+        number, (clicks,), _ = self._impressions.before(to_microseconds(before))
+        return number, clicks
+
+    def watches_of_clicks(self, before: Instant) -> tuple[int, int]:
+        """Number of clicked impressions whose watch has ended, and their watch time in milliseconds."""
+        number, (watch_time_ms,), _ = self._watches_of_clicks.before(to_microseconds(before))
+        return number, watch_time_ms
 
     def impressions_of(self, video_id: Id, before: Instant) -> tuple[int, int | None]:
         """Number of impressions of this video without a click, and the instant of its last impression."""

@@ -29,6 +29,7 @@ from watchnext.features.history import (
     UserHistory,
     as_of,
     day_ranges,
+    milliseconds,
     to_microseconds,
 )
 
@@ -172,7 +173,8 @@ def _seconds(later: int, earlier: int | None) -> float | None:
 
 _IMPRESSIONS = AsOf("impressions", "count")
 _CLICKS = AsOf("impressions", "sum", measure="clicks")
-_WATCH_TIME_MS = AsOf("impressions", "sum", measure="watch_time_ms")
+_WATCHES_OF_CLICKS = AsOf("watches_of_clicks", "count")
+_WATCH_TIME_MS = AsOf("watches_of_clicks", "sum", measure="watch_time_ms")
 _WATCHES_LAST_AT = AsOf("watches", "last_at")
 _LAST_WATCH = AsOf("watches", "recent", measure="video_id", length=1)
 _RECENT_WATCHES = AsOf("completed_watches", "recent", measure="video_id", length=RECENT_WATCHES_LENGTH)
@@ -238,7 +240,7 @@ FEATURES: tuple[Feature, ...] = (
         kind="categorical",
         side="query",
         space="video",
-        meaning="the video that the user watched last, completed or not",
+        meaning="the video whose watch by the user ended last, completed or not",
         expression=lambda row: row[_LAST_WATCH.column][0],
         evaluate=lambda moment, video: next(iter(moment.user.last_watches(1, moment.at)), None),
         reads=(_LAST_WATCH,),
@@ -369,7 +371,7 @@ FEATURES: tuple[Feature, ...] = (
         name="since_watch_of_channel_s",
         kind="continuous",
         side="impression",
-        meaning="time since the user last watched a video of the channel, s",
+        meaning="time since the end of the user's last watch of a video of the channel, s",
         expression=lambda row: _seconds_sql(row["at"], row[_LAST_WATCH_OF_CHANNEL.column]),
         evaluate=lambda moment, video: _seconds(
             moment.at, moment.user.channel_watches(video.channel_id, moment.at)[1]
@@ -402,12 +404,12 @@ FEATURES: tuple[Feature, ...] = (
         name="user_mean_watch_time_s",
         kind="continuous",
         side="query",
-        meaning="watch time per clicked impression of the user so far, s",
-        expression=lambda row: _ratio_sql(row[_WATCH_TIME_MS.column], row[_CLICKS.column] * 1000),
+        meaning="watch time per clicked impression of the user whose watch has ended, s",
+        expression=lambda row: _ratio_sql(row[_WATCH_TIME_MS.column], row[_WATCHES_OF_CLICKS.column] * 1000),
         evaluate=lambda moment, video: _ratio(
-            moment.user.impressions(moment.at)[2], moment.user.impressions(moment.at)[1] * 1000
+            moment.user.watches_of_clicks(moment.at)[1], moment.user.watches_of_clicks(moment.at)[0] * 1000
         ),
-        reads=(_WATCH_TIME_MS, _CLICKS),
+        reads=(_WATCH_TIME_MS, _WATCHES_OF_CLICKS),
     ),
     Feature(
         name="user_completed_watches",
@@ -422,7 +424,7 @@ FEATURES: tuple[Feature, ...] = (
         name="since_watch_s",
         kind="continuous",
         side="query",
-        meaning="time since the user's last watch of any video, s",
+        meaning="time since the end of the user's last watch of any video, s",
         expression=lambda row: _seconds_sql(row["at"], row[_WATCHES_LAST_AT.column]),
         evaluate=lambda moment, video: _seconds(moment.at, moment.user.last_watched_at(moment.at)),
         reads=(_WATCHES_LAST_AT,),
@@ -485,7 +487,9 @@ def video_statistics(engine: Engine, tables: Mapping[str, ir.Table], days: Seque
 
     Args:
         engine: the engine that holds the tables.
-        tables: `impressions` and `watches` with a column `day` (date, local).
+        tables: `impressions` and `watches` with the columns `day` and `ended_day` (date, local). Impressions
+            and clicks count to the day on which they were shown, watch time and completed watches to the day
+            on which the watch ended: the next morning is the first to know of them.
         days: every day from the first to the day after the last, in order; events outside do not count.
 
     Returns:
@@ -499,17 +503,27 @@ def video_statistics(engine: Engine, tables: Mapping[str, ir.Table], days: Seque
     one = ibis.literal(1, "int64")
     counts = ("impressions", "clicks", "watch_time_ms", "completed_watches")
     shown = impressions.select(
+        "video_id", "day", impressions=one, clicks=clicks, watch_time_ms=zero, completed_watches=zero
+    )
+    clicked = impressions.filter(impressions.clicked)
+    played = clicked.select(
         "video_id",
-        "day",
-        impressions=one,
-        clicks=clicks,
-        watch_time_ms=clicks * (impressions.watch_time_s.fill_null(0.0) * 1000.0 + 0.5).floor().cast("int64"),
+        day=clicked.ended_day,
+        impressions=zero,
+        clicks=zero,
+        watch_time_ms=milliseconds(clicked.watch_time_s),
         completed_watches=zero,
     )
-    watched = watches.filter(watches.completed).select(
-        "video_id", "day", impressions=zero, clicks=zero, watch_time_ms=zero, completed_watches=one
+    completed = watches.filter(watches.completed)
+    watched = completed.select(
+        "video_id",
+        day=completed.ended_day,
+        impressions=zero,
+        clicks=zero,
+        watch_time_ms=zero,
+        completed_watches=one,
     )
-    events = shown.union(watched)
+    events = ibis.union(shown, played, watched)
     daily = events.group_by(["video_id", "day"]).aggregate(
         **{name: events[name].sum().cast("int64") for name in counts}
     )

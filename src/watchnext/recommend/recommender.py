@@ -262,10 +262,9 @@ class VideoTable:
 
 
 def watched_videos(user: UserHistory, request: RequestContext) -> set[Id]:
-    """What the user had watched before the request, completed or not."""
-    watched = user.last_watches(user.watches(request.at), request.at)
+    """What the user had begun to watch before the request, completed or not; what is still playing too."""
     completed = user.last_completed(user.completed_watches(request.at), request.at)
-    return {*watched, *completed}
+    return {*user.begun_videos(request.at), *completed}
 
 
 def popular_videos(statistics: VideoStatistics) -> list[Id]:

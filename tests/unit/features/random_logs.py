@@ -1,4 +1,8 @@
-"""Small random logs with many ties in time: instants of a day lie on a few points one millisecond apart."""
+"""Small random logs with many ties in time: instants of a day lie on a few points one millisecond apart.
+
+Watches last nothing, some of those milliseconds, about half a microsecond more, minutes, or until the next day, so
+that they end between later events, at the same instants, and after midnight.
+"""
 
 import datetime as dt
 import json
@@ -14,6 +18,8 @@ BEGIN = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 INSTANT = pa.timestamp("us", tz="UTC")
 
 Rows = dict[str, list[dict[str, Any]]]
+
+WATCH_TIMES_S = (0.0, 0.001, 0.002, 0.0030005, 0.00499951, 31.4159, 70_000.0)
 
 TYPES = {
     "videos": {
@@ -113,7 +119,7 @@ def make_rows(
             shown = list(dict.fromkeys(video() for _ in range(4)))
             for position, video_id in enumerate(shown):
                 clicked = bool(random.random() < 0.4)
-                time_s = round(float(random.exponential(30)), 4) if clicked else 0.0
+                time_s = pick(*WATCH_TIMES_S) if clicked else 0.0
                 rows["impressions"].append(
                     {
                         **page,
@@ -128,7 +134,7 @@ def make_rows(
             if tuple(watch.values()) not in seen:
                 seen.add(tuple(watch.values()))
                 outcome = {
-                    "watch_time_s": pick(None, 5.0),
+                    "watch_time_s": pick(None, *WATCH_TIMES_S),
                     "completed": pick(True, False),
                     "origin": pick("home", None),
                 }

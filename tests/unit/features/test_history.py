@@ -36,7 +36,7 @@ def test_milliseconds_are_rounded_halves_up() -> None:
 
 def test_an_event_counts_from_the_microsecond_after_its_own() -> None:
     user = UserHistory()
-    user.add_watch(1, 100, 5.0, True, channel_id=7)
+    user.add_watch(1, 100, None, True, channel_id=7)
     user.add_impression(1, 7, shown_at=100, clicked=False, watch_time_s=0.0)
     user.add_search("piano", 100)
     for before, number in ((100, 0), (101, 1)):
@@ -46,6 +46,29 @@ def test_an_event_counts_from_the_microsecond_after_its_own() -> None:
         assert user.impressions(before)[0] == number
         assert user.impressions_of(1, before)[0] == number
         assert len(user.last_search_tokens(50, before)) == number
+
+
+def test_a_watch_counts_from_the_microsecond_after_its_end() -> None:
+    """2.5 us from 100 on: it ends at 103. That it has begun is known before."""
+    user = UserHistory()
+    user.add_watch(1, 100, 0.0000025, True, channel_id=7)
+    user.add_impression(1, 7, shown_at=100, clicked=True, watch_time_s=0.0000025)
+    for before, number in ((101, 0), (103, 0), (104, 1)):
+        assert user.completed_watches(before) == user.watches(before) == number
+        assert user.last_watches(5, before) == user.last_completed(5, before) == [1] * number
+        assert user.last_watched_at(before) == (103 if number else None)
+        assert user.channel_watches(7, before) == ((1, 103) if number else (0, None))
+        assert user.watches_of_clicks(before)[0] == number
+        assert user.impressions(before) == (1, 1)
+        assert user.begun_videos(before) == [1]
+
+
+def test_watches_are_in_the_order_of_their_ends() -> None:
+    user = UserHistory()
+    user.add_watch("long", 0, 1.0, True)
+    user.add_watch("short", 10, 0.1, True)
+    assert user.last_completed(50, 2_000_000) == user.last_watches(50, 2_000_000) == ["short", "long"]
+    assert user.begun_videos(2_000_000) == ["long", "short"]
 
 
 def test_earlier_watches_come_first_in_their_order() -> None:
@@ -68,7 +91,7 @@ def test_the_order_in_which_events_arrive_does_not_matter(seed: int) -> None:
         user = UserHistory()
         calls = [
             *(
-                (user.add_watch, (r["video_id"], r["watched_at"], None, r["completed"], 1))
+                (user.add_watch, (r["video_id"], r["watched_at"], r["watch_time_s"], r["completed"], 1))
                 for r in events["watches"]
             ),
             *((_add_impression, (user, r)) for r in events["impressions"]),
@@ -82,6 +105,7 @@ def test_the_order_in_which_events_arrive_does_not_matter(seed: int) -> None:
                 user.last_completed(50, middle),
                 user.last_watches(50, middle),
                 user.impressions(middle),
+                user.watches_of_clicks(middle),
                 user.impressions_of(102, middle),
                 user.channel_watches(1, middle),
             )

@@ -96,6 +96,22 @@ def test_only_what_lies_before_the_request_counts(recommender: Recommender) -> N
     assert recommender.recommend(history, REQUEST, how_many=20) == before
 
 
+def test_a_video_that_is_still_playing_is_not_shown_and_counts_for_nothing_else(
+    recommender: Recommender,
+) -> None:
+    """Seen to fail with videos excluded only once their watch has ended."""
+    history = history_of(4, 5, 6)
+    before = recommender.recommend(history, REQUEST, how_many=20)
+    playing = before.video_ids[0]
+    history.add_watch(playing, NOW - dt.timedelta(seconds=5), 60.0, True, 7)
+    after = recommender.recommend(history, REQUEST, how_many=20)
+    assert playing not in after.video_ids
+    assert set(before.video_ids) - {playing} <= set(after.video_ids)
+    np.testing.assert_array_equal(
+        recommender.embed(history, REQUEST), recommender.embed(history_of(4, 5, 6), REQUEST)
+    )
+
+
 def test_ranking_is_that_of_one_video_at_a_time(recommender: Recommender) -> None:
     history = history_of(4, 5, 6)
     videos = [video_at(place) for place in (30, 2, 77)]
