@@ -503,6 +503,8 @@ def _read_parquet(
     rows = 0
     first: pa.Schema | None = None
     for path in paths:
+        if path.stat().st_size == 0:
+            raise InputError("the file is empty", where=str(path), remedy="export it again")
         try:
             metadata = pq.read_metadata(path)
             schema = metadata.schema.to_arrow_schema()
