@@ -1,7 +1,7 @@
 """Approximate search with ScaNN, stored so that the directory can be moved."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -140,8 +140,8 @@ class ScannSearcher:
         """Read what `save` wrote, wherever it stands now.
 
         Raises:
-            InputError: there is no index; it holds a pickle, which ScaNN would execute; or it names files by
-                absolute paths, so that a copy would silently read the original.
+            InputError: there is no index; it holds a pickle, which ScaNN would execute; or it names files outside
+                of it, so that a copy would silently read the original, or anything else.
         """
         for name in (_SEARCHER, _ASSETS):
             if not (directory / name).is_file():
@@ -154,18 +154,24 @@ class ScannSearcher:
                 where=str(directory),
                 remedy="build the index with the stage build_index, which writes none",
             )
-        absolute = [
+        outside = [
             line.strip()
             for line in (directory / _ASSETS).read_text().splitlines()
-            if "asset_path:" in line and line.split('"')[1].startswith("/")
+            if "asset_path:" in line and not _lies_within(line.split('"')[1])
         ]
-        if absolute:
+        if outside:
             raise InputError(
-                "the index names its files by absolute paths",
+                "the index names its files by absolute paths, or by paths that lead out of it",
                 where=str(directory / _ASSETS),
-                offenders=absolute,
+                offenders=outside,
+                remedy="build the index anew with the stage build_index",
             )
         content = json.loads((directory / _SEARCHER).read_text())
         with quiet_native_logs():
             native = scann_ops_pybind.load_searcher(str(directory))
         return cls(native, **content)
+
+
+def _lies_within(asset: str) -> bool:
+    path = PurePosixPath(asset)
+    return not path.is_absolute() and ".." not in path.parts

@@ -36,8 +36,13 @@ class BundleModel(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        """Open and verify the bundle that was logged with the model."""
-        self.recommender = Recommender.open(Bundle.open(Path(context.artifacts["bundle"])))
+        """Open the bundle that was logged with the model, and verify that it is the one that was registered.
+
+        Raises:
+            InputError: it is another one, or was changed.
+        """
+        digest = (context.model_config or {}).get("bundle_digest")
+        self.recommender = Recommender.open(Bundle.open(Path(context.artifacts["bundle"]), digest))
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
