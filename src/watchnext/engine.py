@@ -37,12 +37,12 @@ def unix_micros(instant: dt.Timestamp(timezone="UTC")) -> int:  # type: ignore[v
 
 
 @ibis.udf.scalar.builtin
-def make_timestamptz(microseconds: int) -> dt.Timestamp(timezone="UTC", scale=6):  # type: ignore[valid-type, empty-body]
+def make_timestamptz(microseconds: int) -> dt.Timestamp(timezone="UTC", scale=6):  # type: ignore[valid-type]
     """DuckDB's own function."""
 
 
 @ibis.udf.scalar.builtin
-def timestamp_micros(microseconds: int) -> dt.Timestamp(timezone="UTC"):  # type: ignore[valid-type, empty-body]
+def timestamp_micros(microseconds: int) -> dt.Timestamp(timezone="UTC"):  # type: ignore[valid-type]
     """Spark's own function."""
 
 
