@@ -35,8 +35,10 @@ LOCK = Path("mlruns/registry.lock")
 DOWNLOADS = Path("mlruns/bundles")
 BUNDLE_ARTIFACT = "bundle"
 
+_DECISIONS = "decisions"
 _EVENT_TAG = "event."
 _METRIC_TAG = "metric."
+_MOVED_TAG = "moved."
 _INSTANT = "%Y-%m-%dT%H:%M:%S.%fZ"  # sorts as text; MLflow allows no plus sign in a tag's name
 _LOCK_WAIT_S = 60.0
 _BUSY_TIMEOUT_S = 10.0
@@ -134,13 +136,6 @@ class Registry:
         versions = [version for version in self._with_digest(bundle_digest) if version.name == name]
         return min(versions, key=lambda version: version.number, default=None)
 
-    def model_of(self, bundle_digest: str) -> str | None:
-        """Name of the registered model that holds this bundle, the one registered last if there are several."""
-        latest = max(
-            self._with_digest(bundle_digest), key=lambda version: version.registered_at_ms, default=None
-        )
-        return None if latest is None else latest.name
-
     def version(self, name: str, number: int) -> Version:
         """Version `number` of model `name`."""
         if self._is_local:
@@ -219,6 +214,40 @@ class Registry:
                     )
         return self.version(version.name, version.number)
 
+    def keep(self, version: Version, kind: str, key: str, content: Mapping[str, Any]) -> None:
+        """Keep a decision about a version, whole, with the run that registered it: `recall` gives it back.
+
+        A later decision of the same kind takes its place.
+
+        Args:
+            version: what was decided about.
+            kind: `gate` or `shadow`.
+            key: what it was decided by.
+            content: JSON.
+        """
+        with self._plainly():
+            # The tag last: it says that the file is whole.
+            self._client().log_dict(version.run_id, {"key": key, **content}, _decision_file(version, kind))
+        self.record(version, {f"{kind}_decided": key})
+
+    def recall(self, version: Version, kind: str) -> dict[str, Any] | None:
+        """The decision that `keep` kept, or None if it is not there or not whole."""
+        key = version.tags.get(f"{kind}_decided")
+        if key is None:
+            return None
+        path = _decision_file(version, kind)
+        with self._plainly():
+            client = self._client()
+            if path not in {entry.path for entry in client.list_artifacts(version.run_id, _DECISIONS)}:
+                return None
+            with tempfile.TemporaryDirectory(prefix="watchnext-") as scratch:
+                text = Path(client.download_artifacts(version.run_id, path, scratch)).read_text("utf-8")
+        try:
+            content = json.loads(text)
+        except ValueError:  # killed while another decision took its place
+            return None
+        return content if content.pop("key", None) == key else None
+
     def bundle(self, version: Version) -> Bundle:
         """The bundle of a version, verified; where artifacts are remote it is downloaded once.
 
@@ -272,6 +301,7 @@ class Registry:
         with self._locked(), self._plainly():
             champion = self._aliases(version.name).get("champion")
             if champion == version.number:
+                self._mark_moved(version.name)
                 self._tidy(version.name)
                 return
             if champion != (over.number if over is not None else None):
@@ -285,6 +315,7 @@ class Registry:
             if champion is not None:
                 self._client().set_registered_model_alias(version.name, "previous", str(champion))
             self._client().set_registered_model_alias(version.name, "champion", str(version.number))
+            self._mark_moved(version.name)
             self._tidy(version.name)
 
     def dismiss(self, version: Version, *, reason: str, evidence: str, run_id: str) -> None:
@@ -294,14 +325,17 @@ class Registry:
                 return
             self._note(version.name, "challenger", None, version.number, reason, evidence, run_id)
             self._client().delete_registered_model_alias(version.name, "challenger")
+            self._mark_moved(version.name)
 
     def tidy(self, name: str) -> None:
-        """Finish a crowning that was killed before its last write: a champion is nobody's challenger."""
+        """Finish a change of roles that was killed before its last write: a champion is nobody's challenger."""
         if self.is_empty:
             return
         aliases = self._aliases(name)
-        if aliases.get("challenger") is not None and aliases.get("challenger") == aliases.get("champion"):
+        both = aliases.get("challenger") is not None and aliases.get("challenger") == aliases.get("champion")
+        if both or self._unmarked(name):
             with self._locked(), self._plainly():
+                self._mark_moved(name)
                 self._tidy(name)
 
     def history(self, name: str) -> list[Event]:
@@ -332,7 +366,7 @@ class Registry:
                 if role in aliases:
                     roles[role] = _describe(self.version(model.name, aliases[role]), role, events)
             with self._plainly():
-                versions = self._client().search_model_versions(f"name = '{model.name}'")
+                versions = self._search(f"name = '{model.name}'")
             latest = max(
                 (_version(entry) for entry in versions), key=lambda entry: entry.number, default=None
             )
@@ -361,6 +395,7 @@ class Registry:
             return
         self._note(name, role, number, before, reason, evidence, run_id)
         self._client().set_registered_model_alias(name, role, str(number))
+        self._mark_moved(name)
 
     def _note(
         self,
@@ -372,14 +407,46 @@ class Registry:
         evidence: str,
         run_id: str,
     ) -> None:
-        """Write the event, unless whoever was killed here wrote it already."""
+        """Write the event, unless whoever was killed here, before the alias was moved, wrote it already.
+
+        An event whose alias was moved is marked by `_mark_moved`: if the alias stands elsewhere now, then because
+        it was set outside of watchnext, and the same change again is another event.
+        """
         past = [event for event in self.history(name) if event.role == role]
         if past and (past[-1].version, past[-1].before) == (number, before):
-            return
+            moved = self._model_tags(name).get(f"{_MOVED_TAG}{role}") == past[-1].at
+            if not moved:
+                return
         now = datetime.now(UTC).strftime(_INSTANT)
         event = Event(now, role, number, before, reason[: _TAG_CHARACTERS // 2], evidence, run_id)
         content = {key: value for key, value in asdict(event).items() if key != "at"}
         self._client().set_registered_model_tag(name, f"{_EVENT_TAG}{now}", json.dumps(content))
+
+    def _unmarked(self, name: str) -> dict[Role, Event]:
+        """By role, its last event if the alias stands where that put it and is not marked as moved yet."""
+        tags = self._model_tags(name)
+        last = {event.role: event for event in _events(tags)}
+        aliases = self._aliases(name)
+        return {
+            role: event
+            for role, event in last.items()
+            if aliases.get(role) == event.version and tags.get(f"{_MOVED_TAG}{role}") != event.at
+        }
+
+    def _mark_moved(self, name: str) -> None:
+        for role, event in self._unmarked(name).items():
+            self._client().set_registered_model_tag(name, f"{_MOVED_TAG}{role}", event.at)
+
+    def _model_tags(self, name: str) -> dict[str, str]:
+        if self._is_local:
+            return {
+                str(key): str(value)
+                for key, value in self._read(
+                    "SELECT key, value FROM registered_model_tags WHERE name = ?", name
+                )
+            }
+        model = self._model(name)
+        return {} if model is None else dict(model.tags)
 
     def _tidy(self, name: str) -> None:
         aliases = self._aliases(name)
@@ -402,8 +469,19 @@ class Registry:
             found = [self._read_version(name, number) for name, number in rows if self._is_kept(name, number)]
             return found
         with self._plainly():
-            entries = self._client().search_model_versions(f"tags.bundle_digest = '{bundle_digest}'")
+            entries = self._search(f"tags.bundle_digest = '{bundle_digest}'")
         return [_version(entry) for entry in entries]
+
+    def _search(self, wanted: str) -> list[Any]:
+        """Every version that the filter `wanted` lets through: servers answer in pages."""
+        entries: list[Any] = []
+        page_token = None
+        while True:
+            page = self._client().search_model_versions(wanted, page_token=page_token)
+            entries.extend(page)
+            page_token = page.token
+            if not page_token:
+                return entries
 
     # What a stage with nothing to do asks is read from the project's own database past MLflow, whose import takes
     # longer than all the rest of such a stage. A test holds these answers to MLflow's.
@@ -487,6 +565,7 @@ class Registry:
             input_example=input_example,
             pip_requirements=requirements,
             metadata={"bundle_digest": bundle.digest},
+            model_config={"bundle_digest": bundle.digest},  # of the two the one that the script is handed
             mlflow_model=Model(
                 artifact_path=logged_model.artifact_location,
                 model_uuid=logged_model.model_id,
@@ -588,6 +667,10 @@ def model_name(setting: str, source: str) -> str:
     return "watchnext" if source == "simulated" else f"watchnext-{source}"
 
 
+def _decision_file(version: Version, kind: str) -> str:
+    return f"{_DECISIONS}/{version.name}-{version.number}-{kind}.json"
+
+
 def _only_folder(artifacts: Path) -> Path | None:
     """MLflow keeps a model's artifact under the name that its folder had: the one folder in there."""
     folders = [path for path in artifacts.glob("*") if path.is_dir()]
@@ -620,11 +703,14 @@ def _describe(version: Version, role: Role, events: list[Event]) -> dict[str, An
         else (lambda event: event.role == role and event.version == version.number)
     )
     event = next((event for event in reversed(events) if matches(event)), None)
+    reason = event.reason if event is not None else "the alias was set outside of watchnext"
+    if role == "previous" and event is not None:
+        reason = f"replaced by version {event.version}: {reason}"
     return {
         "version": version.number,
         "metrics": version.metrics,
         "since_at": event.at if event is not None else "",
-        "reason": event.reason if event is not None else "the alias was set outside of watchnext",
+        "reason": reason,
         "evidence": event.evidence if event is not None else "",
         "run_id": version.run_id,
         "bundle_digest": version.bundle_digest,

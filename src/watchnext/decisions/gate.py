@@ -44,6 +44,9 @@ HEADLINES = (
 
 SMOKE_SLATE = 20
 
+_FORMAT = 1
+"""Raise it when a change of this code changes what a decision means: bundles are then judged anew."""
+
 
 class Margin(Section):
     """A check against another model: how much worse is still let through.
@@ -375,6 +378,7 @@ def promote_bundle(
     is_champion = version is not None and champion is not None and version.number == champion.number
     opponent = None if is_champion else champion
     rules = {
+        "format": _FORMAT,
         "against": opponent.number if opponent else None,
         "exclude": exclude,
         "champion_not_comparable": champion_not_comparable,
@@ -382,24 +386,31 @@ def promote_bundle(
     }
     key = json.dumps(rules, sort_keys=True)
     settled = version is not None and (is_champion or version.tags.get("gate_key") == key)
-    if settled and previous_metrics is not None and previous_metrics.get("bundle_digest") == digest:
+    written = previous_metrics or {}
+    if settled and (written.get("bundle_digest"), written.get("model_name")) == (digest, name):
         return None
 
     candidate = Bundle.open(bundle)
     against = "none" if opponent is None else f"version {opponent.number} of {name}"
-    decision = judge(
-        candidate,
-        None if opponent is None else _opened(registry, opponent),
-        features,
-        checks,
-        exclude=exclude,
-        champion_not_comparable=champion_not_comparable,
-        against=against,
-    )
+    decision = None
+    if version is not None and (is_champion or version.tags.get("gate_decided") == key):
+        decision = _recalled(registry, version)
+    if decision is None:
+        decision = judge(
+            candidate,
+            None if opponent is None else _opened(registry, opponent),
+            features,
+            checks,
+            exclude=exclude,
+            champion_not_comparable=champion_not_comparable,
+            against=against,
+        )
     if is_champion:
         say(f"promote: this bundle is the champion already, version {champion.number if champion else ''}")
     run_id = pipeline_run()
     version = version or _register(registry, name, candidate, run_id)
+    if not is_champion:
+        registry.keep(version, "gate", key, finite(asdict(decision)))
     role = _give_role(registry, version, opponent, decision, key, run_id, is_champion=is_champion)
     write_report(decision, out_report, title=f"The gate: version {version.number} of {name}", role=role)
     return {
@@ -413,6 +424,24 @@ def promote_bundle(
         "checks_failed": sum(check.outcome == "failed" for check in decision.checks),
         **{metric: value for metric, value in decision.metrics.items() if math.isfinite(value)},
     }
+
+
+def _recalled(registry: Registry, version: Version) -> Decision | None:
+    """What was decided, to write its report again; measured a second time it would differ by noise."""
+    kept = registry.recall(version, "gate")
+    if kept is None or kept["verdict"] == "held":  # what stood in the way may be gone
+        return None
+    return Decision(**{**kept, "checks": checks_of(kept), "metrics": metrics_of(kept)})
+
+
+def checks_of(kept: Mapping[str, Any]) -> tuple[Check, ...]:
+    """The checks of a decision that was kept as JSON."""
+    return tuple(Check(**check) for check in kept["checks"])
+
+
+def metrics_of(kept: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a decision that was kept as JSON, which has no NaN."""
+    return {name: math.nan if value is None else value for name, value in kept["metrics"].items()}
 
 
 def _opened(registry: Registry, champion: Version) -> Bundle | Unopened:
@@ -479,7 +508,7 @@ def write_report(decision: Decision, out_report: Path, *, title: str, role: str)
     """Write decision.json and decision.html, and print the checks."""
     out_report.mkdir(parents=True, exist_ok=True)
     content = {**asdict(decision), "role": role}
-    (out_report / "decision.json").write_text(json.dumps(_finite(content), indent=1) + "\n", encoding="utf-8")
+    (out_report / "decision.json").write_text(json.dumps(finite(content), indent=1) + "\n", encoding="utf-8")
     rows = [(check.name, check.value, check.bound, check.outcome, check.reason) for check in decision.checks]
     header = ("check", "value", "bound", "outcome", "why")
     page = html_page(
@@ -597,14 +626,14 @@ def _shown(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else "none"
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
     """JSON has no NaN: null instead."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     return content
 
 

@@ -8,15 +8,15 @@ setting `evidence: offline` crowns a challenger that nothing vetoes all the same
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from watchnext.bundle import Bundle, read_digest
+from watchnext.bundle import read_digest
 from watchnext.config import Section
 from watchnext.console import print_table, say, track
 from watchnext.data.split import day_begins_at
@@ -27,9 +27,12 @@ from watchnext.decisions.gate import (
     NotComparableError,
     Table,
     about_the_champion,
+    checks_of,
     compare,
+    finite,
     html_page,
     measure,
+    metrics_of,
 )
 from watchnext.errors import InputError
 from watchnext.features.history import Id
@@ -43,6 +46,11 @@ RBO_PERSISTENCE = 0.9
 """p of rank-biased overlap: how likely a reader goes on to the next place; 86 % of the weight is on the first 10."""
 
 _WARM_UP = 5
+
+_FORMAT = 1
+"""Raise it when a change of this code changes what a comparison means: the same two are then compared anew."""
+
+T = TypeVar("T")
 
 
 class Floor(Section):
@@ -389,6 +397,7 @@ def decide(metrics: Mapping[str, float], vetoes: Vetoes, *, length: int, evidenc
 def compare_and_crown(
     registry: Registry,
     *,
+    name: str,
     bundle: Path,
     features: Path,
     tables: Path,
@@ -405,7 +414,8 @@ def compare_and_crown(
 
     Args:
         registry: where they are.
-        bundle: directory of the present bundle; the model that it is a version of is the one in question.
+        name: registered model, the one that `promote` made the bundle a version of.
+        bundle: directory of the present bundle.
         features: outputs of featurize, for the shadow day's examples and statistics.
         tables: validated tables, for its requests.
         evidence: what it takes to crown.
@@ -421,19 +431,22 @@ def compare_and_crown(
         metrics, or None when these two were compared on this data by these rules before, or nobody challenges.
     """
     present = read_digest(bundle)
-    name = registry.model_of(present)
-    champion = challenger = None
-    if name is not None:
-        registry.tidy(name)
-        champion, challenger = registry.role(name, "champion"), registry.role(name, "challenger")
+    registry.tidy(name)
+    champion, challenger = registry.role(name, "champion"), registry.role(name, "challenger")
     if champion is None or challenger is None:
-        # What was decided about this bundle stands; a report about another bundle would mislead.
-        if previous_metrics is not None and previous_metrics.get("bundle_digest") == present:
-            return None
-        who = "there is no challenger" if champion is not None else "there is no champion yet"
-        return _nothing(f"{who}: nothing to compare", present, out_report)
+        return _without_challenger(
+            registry,
+            registry.find(name, present),
+            champion,
+            present,
+            slate_length,
+            pipeline_run,
+            previous_metrics or {},
+            out_report,
+        )
     manifest = json.loads((features / "manifest.json").read_text(encoding="utf-8"))
     rules = {
+        "format": _FORMAT,
         "champion": champion.bundle_digest,
         "data": manifest["data_digest"],
         "evidence": evidence,
@@ -444,24 +457,117 @@ def compare_and_crown(
     }
     key = json.dumps(rules, sort_keys=True)
     done = challenger.tags.get("shadow_key") == key
-    if (
-        done
-        and previous_metrics is not None
-        and previous_metrics.get("bundle_digest") == challenger.bundle_digest
-    ):
+    if done and _stands(previous_metrics or {}, challenger, champion.number):
         return None
 
-    comparison, paired = _compare(registry, champion, challenger, manifest, features, tables, rules, vetoes)
+    kept = registry.recall(challenger, "shadow") if challenger.tags.get("shadow_decided") == key else None
+    if kept is not None:
+        comparison, paired = _restored(kept)
+    else:
+        comparison, paired = _compare(
+            registry, champion, challenger, manifest, features, tables, rules, vetoes
+        )
     run_id = pipeline_run()
+    if kept is None:
+        content = {**asdict(comparison), "paired": [asdict(pair) for pair in paired]}
+        registry.keep(challenger, "shadow", key, finite(content))
     _settle(registry, champion, challenger, comparison, key, run_id)
-    title = f"Shadow day: version {challenger.number} against champion version {champion.number} of {champion.name}"
+    return _report(comparison, paired, challenger, champion.number, slate_length, out_report)
+
+
+def _without_challenger(
+    registry: Registry,
+    version: Version | None,
+    champion: Version | None,
+    present: str,
+    slate_length: int,
+    pipeline_run: Callable[[], str],
+    written: Mapping[str, Any],
+    out_report: Path,
+) -> dict[str, float | int | str] | None:
+    """Nobody challenges: write what was decided about this bundle, unless it is written, or that there is nothing.
+
+    What was decided counts only as far as the registry agrees: it may be a new one, or the champion another.
+    """
+    against = _decided_against(version, champion)
+    if version is not None and against is not None:
+        finished = version.tags.get("shadow_key") == version.tags["shadow_decided"]
+        if finished and _stands(written, version, against):
+            return None
+        kept = registry.recall(version, "shadow")
+        if kept is not None:
+            pipeline_run()
+            if not finished:  # killed after the roles had changed
+                _mark_done(registry, version, version.tags["shadow_decided"])
+            comparison, paired = _restored(kept)
+            return _report(comparison, paired, version, against, slate_length, out_report)
+    who = "there is no challenger" if champion is not None else "there is no champion yet"
+    reason = f"{who}: nothing to compare"
+    if (written.get("bundle_digest"), written.get("reason")) == (present, reason):
+        return None
+    return _nothing(reason, present, out_report)
+
+
+def _decided_against(version: Version | None, champion: Version | None) -> int | None:
+    """Number of the version that `version` was compared with, if the roles of now are what came of it; else None."""
+    if version is None or champion is None or "shadow_decided" not in version.tags:
+        return None
+    against = version.tags.get("shadow_against", "").removeprefix("version ")
+    expected = str(version.number) if version.tags.get("shadow_verdict") == "crown" else against
+    return int(against) if against and str(champion.number) == expected else None
+
+
+def _stands(written: Mapping[str, Any], challenger: Version, champion: int) -> bool:
+    """Whether the metrics of last time are about this comparison."""
+    return (
+        written.get("bundle_digest") == challenger.bundle_digest
+        and written.get("model_name") == challenger.name
+        and written.get("challenger_version") == challenger.number
+        and written.get("champion_version") == champion
+        and written.get("verdict") == challenger.tags.get("shadow_verdict")
+    )
+
+
+def _restored(kept: Mapping[str, Any]) -> tuple[Comparison, list[Paired]]:
+    comparison = Comparison(
+        kept["verdict"], kept["reason"], kept["evidence"], checks_of(kept), metrics_of(kept)
+    )
+    paired = [
+        Paired(
+            pair["overlap"],
+            pair["rank_biased_overlap"],
+            _two(math.nan if hits is None else hits for hits in pair["hits"]),
+            _two(pair["latency_ms"]),
+            _two(pair["errors"]),
+        )
+        for pair in kept["paired"]
+    ]
+    return comparison, paired
+
+
+def _two(values: Iterable[T]) -> tuple[T, T]:
+    first, second = values
+    return first, second
+
+
+def _report(
+    comparison: Comparison,
+    paired: Sequence[Paired],
+    challenger: Version,
+    champion: int,
+    slate_length: int,
+    out_report: Path,
+) -> dict[str, float | int | str]:
+    title = (
+        f"Shadow day: version {challenger.number} against champion version {champion} of {challenger.name}"
+    )
     _write_report(comparison, paired, slate_length, out_report, title)
     return {
         "verdict": comparison.verdict,
         "reason": comparison.reason,
         "evidence": comparison.evidence,
         "model_name": challenger.name,
-        "champion_version": champion.number,
+        "champion_version": champion,
         "challenger_version": challenger.number,
         "bundle_digest": challenger.bundle_digest,
         **{metric: value for metric, value in comparison.metrics.items() if math.isfinite(value)},
@@ -500,15 +606,15 @@ def _compare(
         return Comparison("continue", reason, evidence, (), {}), []
     # The challenger first: what then fails by the same code on the same examples is the champion.
     ours = measure(bundles["challenger"], features, "shadow", exclude=rules["exclude"])
-    theirs_and_ours = [Recommender.open(bundles["challenger"])]
+    second = Recommender.open(bundles["challenger"])
     try:
         with about_the_champion():
             theirs = measure(bundles["champion"], features, "shadow", exclude=rules["exclude"])
-            theirs_and_ours.insert(0, Recommender.open(bundles["champion"]))
+            first = Recommender.open(bundles["champion"])
     except NotComparableError as error:
         return _not_comparable(str(error), evidence), []
     asked = read_requests(tables, day, manifest["time_zone"], rules["requests"])
-    paired = replay(*theirs_and_ours, asked, tables, features, day, rules["slate_length"])
+    paired = replay(first, second, asked, tables, features, day, rules["slate_length"])
     metrics = summarize(paired, rules["slate_length"])
     for who, measured in (("champion", theirs), ("challenger", ours)):
         metrics |= {f"{who}_{metric}": value for metric, value in measured.items()}
@@ -543,6 +649,10 @@ def _settle(
         registry.crown(version, over=champion, **why)
     elif comparison.verdict == "keep":
         registry.dismiss(version, **why)
+    _mark_done(registry, version, key)
+
+
+def _mark_done(registry: Registry, version: Version, key: str) -> None:
     registry.record(
         version, {"shadow_at": datetime.now(UTC).isoformat(timespec="seconds"), "shadow_key": key}
     )

@@ -29,20 +29,26 @@ def compare_shadow(
     bundle: Path,
     features: Path,
     tables: Path,
+    promoted: Path,
     pipeline_run: Callable[[], str],
     out_report: Path,
     previous_metrics: Mapping[str, Any] | None = None,
 ) -> dict[str, float | int | str] | None:
     """Compare whoever is champion with whoever is challenger.
 
+    `promoted` are the metrics of the stage promote: they name the registered model that the bundle belongs to.
+
     Raises:
         InputError: a version's bundle is gone or damaged, or the registry cannot be used.
     """
+    import json
+
     from watchnext.decisions.replay import compare_and_crown
     from watchnext.registry import Registry
 
     return compare_and_crown(
         Registry.open(Path.cwd()),
+        name=json.loads(promoted.read_text(encoding="utf-8"))["model_name"],
         bundle=bundle,
         features=features,
         tables=tables,

@@ -163,7 +163,6 @@ class Stage:
     ) -> dict[str, Any] | None:
         metrics = promote_bundle(
             registry or Registry.open(self.root),
-            name="watchnext",
             bundle=bundle.path,
             features=self.features,
             checks=checks or Checks(),
@@ -171,7 +170,7 @@ class Stage:
             pipeline_run=lambda: self.tracker.pipeline_run("1-1.00"),
             previous_metrics=self.metrics,
             out_report=self.root / "report",
-            **settings,
+            **{"name": "watchnext", **settings},
         )
         self.metrics = metrics or self.metrics
         return metrics
@@ -277,6 +276,33 @@ def test_other_checks_or_lost_outputs_are_judged_again(
         assert redone["role"] == role
     assert stage.roles() == {"champion": 1}
     assert len(Registry.open(stage.root)._client().search_model_versions("name = 'watchnext'")) == 2
+
+
+def test_back_to_an_earlier_bundle_the_decision_of_then_is_written_again(
+    stage: Stage, right_bundle: Bundle, wrong_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail when every return to a bundle was judged again, with noise."""
+    for bundle in (right_bundle, wrong_bundle):
+        stage.promote(bundle)
+    rejected, report = stage.metrics, (stage.root / "report" / "decision.json").read_bytes()
+    monkeypatch.setattr(gate, "judge", None)
+    back = stage.promote(right_bundle)
+    assert back is not None
+    assert (back["verdict"], back["role"], back["recall_at_100"]) == ("challenger", "champion", 1.0)
+    assert stage.promote(wrong_bundle) == rejected
+    assert (stage.root / "report" / "decision.json").read_bytes() == report
+
+
+def test_another_model_name_is_acted_on_and_back_again(
+    stage: Stage, right_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bundle, `promote.model_name` there and back. Seen to fail with metrics that named the other model."""
+    monkeypatch.setattr(gate, "judge", lambda *_, **__: PASSED)
+    for name in ("watchnext", "mine", "watchnext"):
+        promoted = stage.promote(right_bundle, name=name)
+        assert promoted is not None
+        assert (promoted["model_name"], promoted["model_version"]) == (name, 1)
+        assert stage.promote(right_bundle, name=name) is None
 
 
 def test_a_damaged_bundle_changes_nothing(stage: Stage, world_features: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_mlflow import Killed, KilledAtWrite
+from fake_mlflow import Killed, KilledAtWrite, Snapshot
 from tiny_world import BEGIN, DAYS, GATE_DAY, SHADOW_DAY, USERS, make_bundle, video_at
 
 from watchnext.bundle import Bundle
@@ -29,8 +29,8 @@ from watchnext.decisions.replay import (
 )
 from watchnext.errors import InputError
 from watchnext.recommend.recommender import Recommender
-from watchnext.registry import Registry
-from watchnext.tracking import Tracker
+from watchnext.registry import Registry, Version
+from watchnext.tracking import DATABASE, Tracker
 
 VETOES = Vetoes(
     latency_p50_ms=Slower(maximum_ratio=1000.0, at_least_ms=60_000.0, reason="timings decide no test")
@@ -158,13 +158,19 @@ class Stage:
         self.features = features
         self.tables = tables
         self.tracker = Tracker.open(root)
+        self.execution = "1-1.00"
         self.metrics: dict[str, Any] | None = None
 
     def compare(
-        self, bundle: Bundle, registry: Registry | None = None, evidence: replay.Evidence = "offline"
+        self,
+        bundle: Bundle,
+        registry: Registry | None = None,
+        evidence: replay.Evidence = "offline",
+        name: str = "watchnext",
     ) -> dict[str, Any] | None:
         metrics = compare_and_crown(
             registry or Registry.open(self.root),
+            name=name,
             bundle=bundle.path,
             features=self.features,
             tables=self.tables,
@@ -173,28 +179,31 @@ class Stage:
             slate_length=20,
             exclude="none",
             vetoes=VETOES,
-            pipeline_run=lambda: self.tracker.pipeline_run("1-1.00"),
+            pipeline_run=lambda: self.tracker.pipeline_run(self.execution),
             previous_metrics=self.metrics,
             out_report=self.root / "report",
         )
         self.metrics = metrics or self.metrics
         return metrics
 
-    def register(self, bundle: Bundle) -> int:
+    def register(self, bundle: Bundle, name: str = "watchnext") -> int:
         """As `promote` does: the first one becomes champion, the next one challenger."""
         judged = promote_bundle(
             Registry.open(self.root),
-            name="watchnext",
+            name=name,
             bundle=bundle.path,
             features=self.features,
             checks=Checks(),
             exclude="none",
-            pipeline_run=lambda: self.tracker.pipeline_run("1-1.00"),
+            pipeline_run=lambda: self.tracker.pipeline_run(self.execution),
             previous_metrics=None,
             out_report=self.root / "report",
         )
         assert judged is not None
         return int(judged["model_version"])
+
+    def version(self, number: int) -> Version:
+        return Registry.open(self.root).version("watchnext", number)
 
     def roles(self) -> dict[str, int]:
         return Registry.open(self.root)._aliases("watchnext")
@@ -244,6 +253,41 @@ def test_an_equal_challenger_is_crowned_once(
     about_another = stage.compare(right_bundle)
     assert about_another is not None, "a report about another bundle does not stand for this one"
     assert about_another["bundle_digest"] == right_bundle.digest
+
+
+def test_a_crowning_that_the_registry_knows_nothing_of_does_not_stand(
+    stage: Stage, right_bundle: Bundle, equal_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry was deleted. Seen to fail when metrics stood by the bundle's digest alone."""
+    comparison = Comparison("crown", "no veto", "offline", (), {})
+    monkeypatch.setattr(replay, "_compare", lambda *_: (comparison, []))
+    empty = Snapshot(stage.root / DATABASE)
+    for bundle in (right_bundle, equal_bundle):
+        stage.register(bundle)
+    assert stage.compare(equal_bundle) is not None
+    assert stage.compare(equal_bundle) is None
+    empty.restore()
+    stage.tracker, stage.execution = Tracker.open(stage.root), "2-2.00"
+    assert stage.register(equal_bundle) == 1
+    nothing = stage.compare(equal_bundle)
+    assert nothing is not None
+    assert (nothing["verdict"], nothing["reason"]) == ("none", "there is no challenger: nothing to compare")
+    assert stage.compare(equal_bundle) is None
+
+
+def test_the_model_compared_is_the_one_that_promote_names(
+    stage: Stage, right_bundle: Bundle, equal_bundle: Bundle
+) -> None:
+    """Seen to fail when the model was the one that had registered this bundle last."""
+    stage.register(right_bundle)
+    stage.register(equal_bundle)
+    stage.register(equal_bundle, "mine")
+    crowned = stage.compare(equal_bundle)
+    assert crowned is not None
+    assert (crowned["verdict"], crowned["model_name"]) == ("crown", "watchnext")
+    other = stage.compare(equal_bundle, name="mine")
+    assert other is not None
+    assert other["verdict"] == "none"
 
 
 def test_a_worse_challenger_is_vetoed_and_sent_away(
@@ -348,8 +392,14 @@ def test_killed_at_any_write_the_next_run_crowns(
     """Seen to fail with `shadow_key` written before the crown."""
     stage.register(right_bundle)
     stage.register(equal_bundle)
-    comparison = Comparison("crown", "no veto", "offline", (), {"slate_overlap_at_20": 1.0})
-    monkeypatch.setattr(replay, "_compare", lambda *_: (comparison, []))
+    pair = Paired(1.0, 1.0, (math.nan, math.nan), (1.0, 2.0), ("", ""))
+    noise = iter(range(1000))
+
+    def compared(*_: object) -> tuple[Comparison, list[Paired]]:
+        return Comparison("crown", "no veto", "offline", (), {"noise": float(next(noise))}), [pair]
+
+    monkeypatch.setattr(replay, "_compare", compared)
+    decided = None
     for at_write in range(1, 100):
         registry = Registry.open(stage.root)
         client = KilledAtWrite(registry._client(), at_write)
@@ -358,8 +408,23 @@ def test_killed_at_any_write_the_next_run_crowns(
             stage.compare(equal_bundle, registry)
         except Killed:
             assert stage.roles()["champion"] in (1, 2)
+            if decided is None and stage.version(2).tags.get("shadow_decided"):
+                decided = float(next(noise)) - 1
             continue
         break
+    assert stage.metrics is not None
+    assert (stage.metrics["verdict"], stage.metrics["champion_version"]) == ("crown", 1)
+    assert stage.metrics["challenger_version"] == 2
+    assert stage.metrics["noise"] == decided, "the comparison that crowned, not another one"
+    written = json.loads((stage.root / "report" / "decision.json").read_text(encoding="utf-8"))
+    assert (written["verdict"], written["metrics"]) == ("crown", {"noise": decided})
+    assert (stage.root / "report" / "overlap.png").stat().st_size > 0
+    assert stage.version(2).tags["shadow_key"] == stage.version(2).tags["shadow_decided"]
+    assert stage.compare(equal_bundle) is None
+    stage.metrics = None
+    again = stage.compare(equal_bundle)
+    assert again is not None
+    assert again["noise"] == decided, "lost outputs are written again from what was kept"
     assert at_write > 5
     assert client.left > 0
     assert stage.roles() == {"champion": 2, "previous": 1}
