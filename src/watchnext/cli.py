@@ -69,9 +69,14 @@ def ui(
     from watchnext.tracking import Tracker
 
     tracker = Tracker.open(Path.cwd())
+    if tracker.tracking_uri.startswith(("http://", "https://")):
+        say(f"runs are kept by a tracking server, which has its own page: {tracker.tracking_uri}")
+        return
     say(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", tracker.tracking_uri]
+    if registry_uri := os.environ.get("MLFLOW_REGISTRY_URI"):
+        command += ["--registry-store-uri", registry_uri]
     raise typer.Exit(subprocess.run(command, check=False, env=os.environ.copy()).returncode)
 
 

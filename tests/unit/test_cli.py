@@ -1,7 +1,12 @@
 """The `watchnext` command as a user types it."""
 
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -64,6 +69,38 @@ def test_status_of_an_empty_project_says_what_to_do(project: Path) -> None:
     assert "dvc repro" in done.stderr
     assert watchnext(project, "status", "--json").stdout.strip() == "[]"
     assert not (project / "mlruns").exists(), "looking makes nothing"
+
+
+def test_ui_points_to_the_server_that_keeps_the_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    done = watchnext(project, "ui")
+    assert done.returncode == 0, done.stderr
+    assert "https://mlflow.example.org" in done.stderr
+
+
+def test_ui_answers_on_loopback(project: Path) -> None:
+    """The real MLflow server, on a database that it makes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "watchnext.cli", "ui", "--port", str(port)]
+    (project / "mlruns").mkdir()
+    with subprocess.Popen(
+        command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as server:
+        try:
+            ends = time.monotonic() + 90
+            while True:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                        assert answer.status == 200
+                    break
+                except OSError:
+                    assert server.poll() is None, "the server ended"
+                    assert time.monotonic() < ends, "the server did not answer"
+                    time.sleep(0.5)
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 def test_help_teaches() -> None:
