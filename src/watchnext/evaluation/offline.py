@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from watchnext.errors import InputError
 from watchnext.evaluation import metrics
-from watchnext.features.batches import Encoder, FeatureSpec, read_examples
+from watchnext.features.batches import OPENING, PAGED_SHARE, Encoder, FeatureSpec, read_examples
 from watchnext.index.search import ExactSearcher, Searcher
 from watchnext.models.candidate_sources import MostPopular
 
@@ -68,8 +68,9 @@ class RankingResult:
 
     Attributes:
         scores: [num_impressions], with every input as of the instant of the impression.
-        pair_scores: [num_impressions], what pairs are compared by: the query side is that of the whole group,
-            see `hold_query_side`. The same as `scores` where groups are requests.
+        pair_scores: [num_impressions], what pairs are compared by: everything that depends on the user is as
+            of the first impression of the group, see `hold_query_side` and `hold_openings`. The same as
+            `scores` where groups are requests.
         clicked: bool [num_impressions].
         watch_time_s: [num_impressions] seconds, 0 where unclicked.
         groups: int64 [num_impressions]; pairs are made within a group.
@@ -90,7 +91,8 @@ class RankingResult:
 
         Returns:
             weighted_pairwise_loss and auc; where groups are not requests also
-            weighted_pairwise_loss_live_context, the loss if the query side is left to move within a group.
+            weighted_pairwise_loss_live_context, the loss if what is known of the user is left to move within a
+            group.
         """
         outcome = (self.clicked, self.watch_time_s, self.groups)
         values = {
@@ -194,13 +196,15 @@ def evaluate_ranking(ranker: Ranker, encoder: Encoder, examples: Path) -> tuple[
     Raises:
         InputError: there are no examples, or a score is not a number.
     """
-    names = list(dict.fromkeys([*JUDGED, *(spec.name for spec in encoder.ranking_features)]))
+    inputs = [spec.name for spec in encoder.ranking_features]
+    names = list(dict.fromkeys([*JUDGED, *inputs, *(OPENING + name for name in inputs)]))
     day = pa.concat_tables(_tables(examples, names))
     groups, kind = group_impressions(day, encoder.manifest["time_zone"])
     predicted = _in_parts(ranker, encoder.encode_ranking(day))
     scores = pair_scores = predicted["logit"]
     if kind != REQUEST:
-        held = hold_query_side(encoder.encode_ranking(day), encoder.ranking_features, groups)
+        arrays = encoder.encode_ranking(hold_openings(day))
+        held = hold_query_side(arrays, encoder.ranking_features, groups)
         pair_scores = _in_parts(ranker, held)["logit"]
     if np.isnan(scores).any():
         raise InputError(
@@ -230,6 +234,23 @@ def hold_query_side(
     opening = first[group.reshape(-1)]
     query = {spec.name for spec in features if spec.side == "query"}
     return {name: array[opening] if name in query else array for name, array in arrays.items()}
+
+
+def hold_openings(examples: pa.Table) -> pa.Table:
+    """Give the impression side of every impression the user as of the group's first impression.
+
+    How often the user watched the channel of a video, or was shown the video, moves with the outcomes within
+    a group just as the query side does. Unlike that, it differs between videos, so no other impression has it:
+    the stage featurize stores it, in OPENING columns, for the days on which requests are no pages.
+
+    Args:
+        examples: ranking examples; where they have no OPENING columns they stay as they are.
+    """
+    for name in examples.column_names:
+        if name.startswith(OPENING):
+            place = examples.column_names.index(name.removeprefix(OPENING))
+            examples = examples.set_column(place, examples.column_names[place], examples[name])
+    return examples
 
 
 def evaluate_past_watch_time(
@@ -278,7 +299,7 @@ def group_impressions(judged: pa.Table, time_zone: str) -> tuple[np.ndarray, str
     """
     by_request = _codes(judged["request_id"])
     # A few impressions of a feed share an instant and with it a request; that makes them no page.
-    if len(by_request) == 0 or (np.bincount(by_request)[by_request] > 1).mean() >= 0.5:
+    if len(by_request) == 0 or (np.bincount(by_request)[by_request] > 1).mean() >= PAGED_SHARE:
         return by_request, REQUEST
     local = pc.local_timestamp(
         judged["shown_at"].cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us", time_zone))

@@ -25,6 +25,12 @@ Kind = Literal["categorical", "multivalent", "continuous"]
 Columns: TypeAlias = pa.Table | Mapping[str, pa.Array | pa.ChunkedArray]
 Arrays = dict[str, npt.NDArray[Any]]
 
+OPENING = "opening__"
+"""Prefix of columns of ranking examples: a feature as of the first impression of its user, surface and day."""
+
+PAGED_SHARE = 0.5
+"""Logs know pages where at least this share of a day's impressions is not alone in its request."""
+
 _DENSE_LOOKUP_SLACK = 16
 _SMALL_BATCH = 4096
 

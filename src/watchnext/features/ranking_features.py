@@ -8,7 +8,7 @@ quantities, and both the tables and the in-memory `UserHistory` are as of the in
 import datetime
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from watchnext.data.split import SplitDays
 from watchnext.engine import Engine
-from watchnext.features.batches import FeatureSpec, Kind
+from watchnext.features.batches import OPENING, PAGED_SHARE, FeatureSpec, Kind
 from watchnext.features.history import (
     AsOf,
     Id,
@@ -547,20 +547,54 @@ def video_statistics(engine: Engine, tables: Mapping[str, ir.Table], days: Seque
 
 @dataclass(frozen=True)
 class RankingTables:
-    """Ranking examples before their columns are chosen: narrow rows, and what is the same for a whole request."""
+    """Ranking examples before their columns are chosen.
+
+    Attributes:
+        examples: narrow rows, one per impression.
+        requests: what is the same for a whole request.
+        features: their declarations.
+        kept: columns of an example besides the features.
+        openings: OPENING columns of impressions by request_id and video_id, see `opening_features`.
+    """
 
     examples: ir.Table
     requests: ir.Table
     features: tuple[Feature, ...]
     kept: tuple[str, ...]
+    openings: ir.Table | None = None
 
-    def between(self, first: Any, last: Any) -> ir.Table:
-        """Examples of the days `first` to `last`, with one column per feature."""
+    def between(self, first: Any, last: Any, openings: bool = False) -> ir.Table:
+        """Examples of the days `first` to `last`, with one column per feature; and with `openings`, if asked."""
         rows = self.examples.filter(self.examples.day.between(first, last))
         rows = rows.inner_join(self.requests, ["user_id", "at"])
         columns: dict[str, ir.Value] = {name: rows[name] for name in self.kept}
         columns.update({feature.name: feature.expression(rows) for feature in self.features})
-        return rows.select(**columns)
+        examples = rows.select(**columns)
+        if not openings or self.openings is None:
+            return examples
+        added = [self.openings[name] for name in self.openings.columns if name.startswith(OPENING)]
+        return examples.left_join(self.openings, ["request_id", "video_id"]).select(examples, *added)
+
+
+def opening_features(features: Sequence[Feature]) -> tuple[Feature, ...]:
+    """Features of a user and a video, which move with what the user did: those that a page would have frozen."""
+    return tuple(feature for feature in features if feature.side == "impression" and feature.reads)
+
+
+def days_without_pages(impressions: ir.Table, days: Sequence[datetime.date]) -> frozenset[datetime.date]:
+    """Which of these days have too few impressions that share a request for requests to be pages (PAGED_SHARE).
+
+    Args:
+        impressions: with a column `day`, of all users.
+        days: which to look at.
+    """
+    some = impressions.filter(impressions.day.isin(list(days)))
+    requests = some.group_by(["day", "request_id"]).aggregate(size=lambda rows: rows.count())
+    shared = (requests["size"] > 1).ifelse(requests["size"], 0)
+    sums = requests.group_by("day").aggregate(shared=shared.sum(), rows=requests["size"].sum()).to_pyarrow()
+    return frozenset(
+        row["day"] for row in sums.to_pylist() if float(row["shared"]) / float(row["rows"]) < PAGED_SHARE
+    )
 
 
 def ranking_tables(
@@ -570,6 +604,7 @@ def ranking_tables(
     statistics: ir.Table,
     days: Sequence[Any],
     features: Sequence[Feature],
+    pageless: Collection[datetime.date] = (),
 ) -> RankingTables:
     """Join what every feature reads to the impressions.
 
@@ -580,6 +615,8 @@ def ranking_tables(
         statistics: see `video_statistics`.
         days: as given to `video_statistics`.
         features: which to prepare.
+        pageless: days whose examples also get the values of `opening_features` as of the first impression of
+            the user, surface and day: there such a group stands for a page when models are judged.
     """
     impressions, videos, users = tables["impressions"], tables["videos"], tables["users"]
     kept = tuple(name for name in EXAMPLE_COLUMNS if name in impressions.columns)
@@ -617,7 +654,33 @@ def ranking_tables(
         ibis.cases(*covered, else_=STATISTICS_DAYS).cast("int64").name("covered_days"),
         *(statistics[name].fill_null(0).name(name) for name in counts),
     )
-    return RankingTables(engine.materialize(rows), requests, tuple(features), kept)
+    openings = None
+    if pageless:
+        openings = engine.materialize(_openings(engine, base, streams, opening_features(features), pageless))
+    return RankingTables(engine.materialize(rows), requests, tuple(features), kept, openings)
+
+
+def _openings(
+    engine: Engine,
+    base: ir.Table,
+    streams: Streams,
+    features: Sequence[Feature],
+    days: Collection[datetime.date],
+) -> ir.Table:
+    """request_id, video_id and the OPENING column of each of `features`, of the impressions of `days`."""
+    some = base.filter(base.day.isin(list(days)))
+    group = [name for name in ("user_id", "surface", "day") if name in some.columns]
+    points = some.select(
+        "request_id",
+        "video_id",
+        "user_id",
+        "channel_id",
+        at=some["at"].min().over(ibis.window(group_by=group)),
+    )
+    reads = dict.fromkeys(quantity for feature in features for quantity in feature.reads)
+    rows = as_of(engine, points, streams, reads)
+    values = {OPENING + feature.name: feature.expression(rows) for feature in features}
+    return rows.select("request_id", "video_id", **values)
 
 
 def statistics_days(split: SplitDays) -> list[datetime.date]:
@@ -642,6 +705,7 @@ def write_ranking_examples(
     features: Sequence[Feature],
     features_dir: Path,
     *,
+    pageless: Collection[datetime.date],
     part: int,
 ) -> dict[str, int]:
     """Store the examples of some users as part `part` of every split.
@@ -652,6 +716,8 @@ def write_ranking_examples(
         streams: their events.
         split: which days.
         features: which.
+        pageless: the days among those that models are judged on whose logs know no pages, see
+            `days_without_pages`.
         features_dir: holds `video_statistics`, gets `ranking_examples/<split>`.
         part: number of these users' bucket.
 
@@ -659,10 +725,12 @@ def write_ranking_examples(
         ranking_examples_<split> -> rows.
     """
     statistics = engine.read(features_dir / "video_statistics")
-    prepared = ranking_tables(engine, logs.tables, streams, statistics, statistics_days(split), features)
+    prepared = ranking_tables(
+        engine, logs.tables, streams, statistics, statistics_days(split), features, pageless
+    )
     return {
         f"ranking_examples_{name}": engine.write(
-            prepared.between(first, last),
+            prepared.between(first, last, openings=name != "training" and first in pageless),
             features_dir / "ranking_examples" / name,
             sort_by=["shown_at", "request_id", "video_id"],
             part=part,

@@ -67,6 +67,8 @@ def featurize(
 
         opened.write(logs.tables["videos"], out_features / "videos", sort_by=["video_id"])
         ranking_features.write_video_statistics(opened, logs, split, out_features)
+        judged = [day for day in (split.tuning, split.gate, split.shadow) if day is not None]
+        pageless = ranking_features.days_without_pages(logs.tables["impressions"], judged)
         rows: Counter[str] = Counter()
         buckets = user_buckets(logs, params.events_per_bucket)
         for part, own in enumerate(track(buckets, "featurize: users in buckets")):
@@ -89,7 +91,7 @@ def featurize(
                     )
                 rows.update(
                     ranking_features.write_ranking_examples(
-                        opened, own, streams, split, features, out_features, part=part
+                        opened, own, streams, split, features, out_features, pageless=pageless, part=part
                     )
                 )
         examples = opened.read(out_features / "ranking_examples" / "training")

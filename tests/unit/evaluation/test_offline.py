@@ -1,3 +1,4 @@
+import dataclasses
 import datetime as dt
 import json
 
@@ -181,6 +182,27 @@ def test_the_query_side_of_a_group_is_that_of_its_first_impression(tmp_path):
     assert result.metrics()["weighted_pairwise_loss"] == 0.5
     assert result.metrics()["weighted_pairwise_loss_live_context"] == 1.0
     assert expected == pytest.approx(np.exp([0.0, 50.0, 25.0, 0.0]))
+
+
+def test_what_the_user_did_with_a_video_is_that_of_the_opening_of_the_group(tmp_path):
+    """By the opening values the click is above both others, 0; by the live ones below them, 1.
+
+    Seen to fail with the opening values left unread.
+    """
+    encoder = make_encoder(tmp_path / "encoder", ["a", "b", "c"])
+    encoder.ranking_features = tuple(
+        dataclasses.replace(spec, side="impression") for spec in encoder.ranking_features
+    )
+    table = shown([1, 2, 3, 4]).append_column("opening__mean_s", pa.array([9.0, 1.0, 2.0, 0.0]))
+    examples = write(tmp_path / "shown", table)
+
+    def ranker(arrays):
+        return {"logit": arrays["mean_s"], "expected_watch_time_s": np.exp(arrays["mean_s"])}
+
+    result, _ = offline.evaluate_ranking(ranker, encoder, examples)
+    assert result.metrics()["weighted_pairwise_loss"] == 0.0
+    assert result.metrics()["weighted_pairwise_loss_live_context"] == 1.0
+    assert result.scores.tolist() == [0.0, 50.0, 25.0, 0.0]
 
 
 def test_the_impression_side_is_never_held():

@@ -14,6 +14,7 @@ from random_logs import BEGIN, Rows, make_rows, write_rows
 
 from watchnext.data.split import SplitDays
 from watchnext.engine import Engine, EngineParams, connect
+from watchnext.features.batches import OPENING
 from watchnext.features.history import UserHistory, from_tables, make_streams, read_logs
 from watchnext.features.ranking_features import (
     FEATURES,
@@ -21,8 +22,10 @@ from watchnext.features.ranking_features import (
     RequestContext,
     VideoFacts,
     VideoStatistics,
+    days_without_pages,
     document,
     evaluate_request,
+    opening_features,
     ranking_tables,
     statistics_days,
     video_statistics,
@@ -349,6 +352,61 @@ def test_events_before_an_instant_do_move_features(engine: Engine, tmp_path: Pat
     for name in ("user_click_rate", "unclicked_impressions_of_video", "video_click_rate"):
         moved = sum(before[key][name] != after[key][name] for key in late)
         assert len(late) * 0.2 < moved <= len(late), name
+
+
+@settings(
+    max_examples=3,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(seed=st.integers(0, 2**32))
+def test_openings_are_features_as_of_the_first_impression_of_user_surface_and_day(
+    engine: Engine, tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    """A feed: every impression a request of its own. Seen to fail with the group's surface left out."""
+    rows = make_rows(seed, users=3, videos=4, days=DAYS)
+    rows["impressions"] = [
+        {**row, "request_id": number} for number, row in enumerate(rows["impressions"], start=1)
+    ]
+    with engine.scope():
+        logs = read_logs(engine, write_rows(rows, tmp_path_factory.mktemp("logs")))
+        days = statistics_days(SPLIT)
+        judged = [SPLIT.tuning, SPLIT.gate]
+        assert days_without_pages(logs.tables["impressions"], judged) == set(judged)
+        statistics = engine.materialize(video_statistics(engine, logs.tables, days))
+        streams = make_streams(engine, logs)
+        tables = ranking_tables(engine, logs.tables, streams, statistics, days, FEATURES, judged)
+        assert not any(OPENING in name for name in tables.between(days[0], days[-1]).columns)
+        found = tables.between(SPLIT.gate, SPLIT.gate, openings=True).to_pyarrow().to_pylist()
+    examples = {row["request_id"]: row for row in rows["impressions"] if row["shown_at"].date() == SPLIT.gate}
+    assert {row["request_id"] for row in found} == set(examples)
+    moved = 0
+    features = opening_features(FEATURES)
+    assert {feature.name for feature in features} == {
+        "unclicked_impressions_of_video",
+        "since_impression_of_video_s",
+        "watches_of_channel",
+        "since_watch_of_channel_s",
+    }
+    for row in found:
+        example = examples[row["request_id"]]
+        opened_at = min(
+            other["shown_at"]
+            for other in examples.values()
+            if (other["user_id"], other["surface"]) == (example["user_id"], example["surface"])
+        )
+        past = Past(rows, {**example, "shown_at": opened_at})
+        for feature in features:
+            assert_same(feature, row[OPENING + feature.name], REFERENCE[feature.name](past), example)
+            moved += row[OPENING + feature.name] != row[feature.name]
+    assert moved > 0
+
+
+def test_pages_have_no_openings(engine: Engine, tmp_path: Path) -> None:
+    with engine.scope():
+        logs = read_logs(engine, write_rows(make_rows(3, days=DAYS), tmp_path))
+        assert not days_without_pages(logs.tables["impressions"], [SPLIT.tuning, SPLIT.gate, SPLIT.shadow])
 
 
 def test_statistics_of_a_video_are_a_sum_over_seven_days() -> None:

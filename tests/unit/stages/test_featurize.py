@@ -21,7 +21,7 @@ from random_logs import Rows, make_rows, write_rows
 
 from watchnext.engine import EngineParams
 from watchnext.errors import InputError
-from watchnext.features.batches import Encoder, read_examples
+from watchnext.features.batches import OPENING, Encoder, read_examples
 from watchnext.features.ranking_features import FEATURES
 from watchnext.stages.featurize import Params, VocabularySizes, featurize
 
@@ -117,6 +117,22 @@ def test_it_leaves_what_later_stages_read(rows: Rows, featurized: tuple[Path, di
         assert [row["input"] for row in csv.DictReader(file)] == manifest["inputs"]["ranking"]
 
 
+def as_feed(impressions: list[dict[str, Any]], day: int) -> list[dict[str, Any]]:
+    """The impressions, those of a day of March each in a request of its own."""
+    return [
+        {**row, "request_id": 1_000_000 + number} if row["shown_at"].day == day else row
+        for number, row in enumerate(impressions)
+    ]
+
+
+def test_a_judged_day_without_pages_has_the_openings_too(rows: Rows, tmp_path: Path) -> None:
+    run({**rows, "impressions": as_feed(rows["impressions"], 6)}, tmp_path, Params(events_per_bucket=150))
+    for split in SPLITS:
+        for table in read_examples(tmp_path / "features" / "ranking_examples" / split):
+            added = [name for name in table.column_names if name.startswith(OPENING)]
+            assert len(added) == (4 if split == "gate" else 0)
+
+
 def test_its_examples_can_be_encoded(featurized: tuple[Path, dict[str, Any]]) -> None:
     features = featurized[0] / "features"
     encoder = Encoder.load(features)
@@ -171,23 +187,22 @@ def test_buckets_of_users_change_nothing_but_the_parts(
 
 @pytest.mark.spark
 @pytest.mark.slow
-def test_spark_gives_the_same_rows(
-    rows: Rows, featurized: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    """Every row of every table, in order; the quantiles; the manifest to the byte."""
+def test_spark_gives_the_same_rows(rows: Rows, tmp_path: Path) -> None:
+    """Every row of every table, in order; the quantiles; the manifest to the byte. The gate day has no pages."""
     pytest.importorskip("pyspark", reason="pyspark is not installed: Spark is NOT tested here")
     if shutil.which("java") is None:
         pytest.skip("there is no Java: Spark is NOT tested here")
+    rows = {**rows, "impressions": as_feed(rows["impressions"], 6)}
     metrics = run(rows, tmp_path / "spark", engine=EngineParams(kind="spark"))
-    assert metrics == featurized[1]
-    expected, found = tables(featurized[0] / "features"), tables(tmp_path / "spark" / "features")
+    assert metrics == run(rows, tmp_path / "duckdb")
+    expected, found = tables(tmp_path / "duckdb" / "features"), tables(tmp_path / "spark" / "features")
     assert found.keys() == expected.keys()
     assert len(found) == 2 + 8 + 8
     for name, table in expected.items():
         assert_equal_rows(found[name], table, name)
     for name in ("manifest.json", "quantiles.json"):
         one = json.loads((tmp_path / "spark" / "features" / name).read_text())
-        assert one == json.loads((featurized[0] / "features" / name).read_text())
+        assert one == json.loads((tmp_path / "duckdb" / "features" / name).read_text())
 
 
 def test_absent_inputs_are_left_out_and_said(
