@@ -25,8 +25,7 @@ class MostPopular:
     def from_statistics(cls, statistics: Path, day: datetime.date) -> "MostPopular":
         """Read the table `video_statistics` (its rows cover the 7 complete days before their `day`).
 
-        Of videos with as many completed watches the one with more impressions comes first, then the smaller
-        id. Videos without any event are not on the list.
+        The order is that of `by_popularity`.
 
         Args:
             statistics: directory of the table.
@@ -41,19 +40,14 @@ class MostPopular:
                 "there are no video statistics", where=str(statistics), remedy="run the stage featurize"
             )
         table = pa.concat_tables([pq.read_table(part, filters=[("day", "=", day)]) for part in parts])
-        table = table.filter(
-            pc.or_(pc.greater(table["completed_watches"], 0), pc.greater(table["impressions"], 0))
-        )
-        if table.num_rows == 0:
+        ranked = by_popularity(table)
+        if len(ranked) == 0:
             raise InputError(
                 f"no video has an event in the days before {day}",
                 where=str(statistics),
                 remedy="the logs must cover the days before the day that is judged",
             )
-        ordered = table.sort_by(
-            [("completed_watches", "descending"), ("impressions", "descending"), ("video_id", "ascending")]
-        )
-        return cls(ordered["video_id"].combine_chunks())
+        return cls(ranked)
 
     def recommend(self, k: int) -> pa.Array:
         """The first `k` video ids."""
@@ -63,3 +57,21 @@ class MostPopular:
         """[N] ids -> int64 [N] places on the list from 1; 0 where a video is not on it or the id is null."""
         found = pc.index_in(video_ids, value_set=self.video_ids, skip_nulls=True)
         return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
+
+
+def by_popularity(statistics: pa.Table) -> pa.Array:
+    """Ids of videos, the most popular first: what the baseline ranks by, and what a slate is filled up with.
+
+    Of videos with as many completed watches the one with more impressions comes first, then the smaller id.
+    Videos without any event are left out.
+
+    Args:
+        statistics: one row per video: video_id, completed_watches, impressions.
+    """
+    seen = statistics.filter(
+        pc.or_(pc.greater(statistics["completed_watches"], 0), pc.greater(statistics["impressions"], 0))
+    )
+    ordered = seen.sort_by(
+        [("completed_watches", "descending"), ("impressions", "descending"), ("video_id", "ascending")]
+    )
+    return ordered["video_id"].combine_chunks()

@@ -29,6 +29,7 @@ from watchnext.features.ranking_features import (
 )
 from watchnext.features.retrieval_examples import request_columns
 from watchnext.index.search import Searcher
+from watchnext.models.candidate_sources import by_popularity
 
 CANDIDATES = 200
 """How many videos the ranker sees per request: "hundreds" (paper, section 2)."""
@@ -268,15 +269,18 @@ def watched_videos(user: UserHistory, request: RequestContext) -> set[Id]:
 
 
 def popular_videos(statistics: VideoStatistics) -> list[Id]:
-    """Videos by completed watches over the days that `statistics` cover, then by clicks, the most popular first.
-
-    Ties are broken by id, so that the same statistics give the same list.
-    """
-    seen = [
-        (video_id, row) for video_id, row in statistics.rows.items() if row.completed_watches or row.clicks
-    ]
-    seen.sort(key=lambda entry: (-entry[1].completed_watches, -entry[1].clicks, entry[0]))
-    return [video_id for video_id, _ in seen]
+    """Videos by their popularity over the days that `statistics` cover, in the order of the baseline."""
+    if not statistics.rows:
+        return []
+    rows = statistics.rows.values()
+    table = pa.table(
+        {
+            "video_id": list(statistics.rows),
+            "completed_watches": [row.completed_watches for row in rows],
+            "impressions": [row.impressions for row in rows],
+        }
+    )
+    return by_popularity(table).to_pylist()
 
 
 def _repeated(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:

@@ -73,12 +73,14 @@ def test_somebody_unknown_gets_what_is_popular(recommender: Recommender) -> None
         7,
         {
             video_at(3): VideoDay(completed_watches=9),
-            video_at(1): VideoDay(completed_watches=5, clicks=1),
-            video_at(2): VideoDay(completed_watches=5, clicks=4),
-            video_at(9): VideoDay(impressions=100),
+            video_at(1): VideoDay(completed_watches=5, clicks=1, impressions=20),
+            video_at(2): VideoDay(completed_watches=5, clicks=4, impressions=10),
+            video_at(9): VideoDay(),
         },
     )
-    assert popular_videos(popular) == [video_at(3), video_at(2), video_at(1)]
+    # Seen to fail with clicks before impressions, the order that the baseline does not have.
+    assert popular_videos(popular) == [video_at(3), video_at(1), video_at(2)]
+    assert popular_videos(VideoStatistics()) == []
     for nobody in (None, UserHistory()):
         slate = recommender.recommend(nobody, REQUEST, how_many=3, statistics=popular)
         assert set(slate.video_ids) == {video_at(1), video_at(2), video_at(3)}
