@@ -20,7 +20,7 @@ class Params(Section):
     evidence: Evidence = "offline"
     requests: int = Field(default=300, ge=1)
     slate_length: int = Field(default=20, ge=1, le=500)
-    exclude: Exclude = "none"
+    exclude: Exclude = "watched"
     vetoes: Vetoes = Vetoes()
 
 

@@ -13,7 +13,7 @@ from watchnext.console import print_table, say
 class Params(Section):
     """Section `evaluate` of params.yaml."""
 
-    exclude: Literal["none", "watched"] = "none"
+    exclude: Literal["none", "watched"] = "watched"
     largest_k: int = Field(default=200, ge=2)
 
 

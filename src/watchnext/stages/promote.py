@@ -15,7 +15,7 @@ class Params(Section):
     """Section `promote` of params.yaml."""
 
     model_name: str = "auto"
-    exclude: Exclude = "none"
+    exclude: Exclude = "watched"
     champion_not_comparable: NotComparable = "hold"
     checks: Checks = Checks()
 

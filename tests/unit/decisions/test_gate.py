@@ -19,6 +19,7 @@ from watchnext.decisions import gate
 from watchnext.decisions.gate import Check, Checks, Decision, Margin, Minimum, compare, judge, promote_bundle
 from watchnext.errors import InputError
 from watchnext.registry import Registry
+from watchnext.stages import compare_shadow, evaluate, promote
 from watchnext.tracking import Tracker
 
 PASSED = Decision("challenger", "passed all checks", (), {"recall_at_100": 0.5}, "none")
@@ -147,6 +148,12 @@ def test_a_champion_that_cannot_read_these_logs_holds_or_is_replaced(
     assert (rejected.verdict, rejected.replaces) == ("rejected", False)
     with pytest.raises(InputError, match="lack inputs"):
         judge(champion, right_bundle, world_features, Checks(), champion_not_comparable="replace")
+
+
+def test_what_is_measured_by_default_is_what_is_served() -> None:
+    """Slates never show what was watched. Seen to fail with `none`, which lets models recommend it."""
+    settings = (evaluate.Params(), promote.Params(), compare_shadow.Params())
+    assert [section.exclude for section in settings] == ["watched"] * 3
 
 
 class Stage:
