@@ -504,14 +504,15 @@ def _stored_artifacts(root: Path) -> str | None:
 
 def _settings(root: Path) -> dict[str, Any]:
     path = root / config.PARAMS_FILE
-    return _flatten(config.read_params(path)) if path.is_file() else {}
+    return flatten(config.read_params(path)) if path.is_file() else {}
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level, keys joined by dots: what MLflow's params and its compare view take."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -40,7 +40,7 @@ from filelock import FileLock, Timeout
 from watchnext import config
 from watchnext.console import say
 from watchnext.errors import InputError
-from watchnext.tracking import Tracker
+from watchnext.tracking import Tracker, flatten
 
 METRICS_DIR = Path("metrics")
 REPORTS_DIR = Path("reports")
@@ -199,7 +199,7 @@ def _log(
         tracker.log_stage(
             parent,
             call.stage,
-            params=_flatten(call.params),
+            params=flatten(call.params),
             metrics={**metrics, "stage_duration_s": duration_s, "stage_peak_rss_gb": _peak_rss_gb()},
             curves=_curves(report),
             report_dir=report if report is not None and report.is_dir() else None,
@@ -236,16 +236,6 @@ def _curves(report: Path | None) -> dict[str, list[list[float]]]:
     if report is None or not (report / "curves.json").is_file():
         return {}
     return json.loads((report / "curves.json").read_text(encoding="utf-8"))
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _is_section(annotation: object) -> bool:
