@@ -248,7 +248,7 @@ def test_status_says_who_since_when_and_why(project: Project, registry: Registry
 def test_the_same_change_after_a_rollback_by_hand_is_another_event(
     project: Project, registry: Registry
 ) -> None:
-    """Seen to fail when an event equal to the last one was taken for one whose writer was killed."""
+    """Meant to fail when an event equal to the last one was taken for one whose writer was killed."""
     for number in (1, 2):
         project.register(registry, number)
     project.crown(registry, 1)
@@ -269,7 +269,7 @@ def test_the_same_change_after_a_rollback_by_hand_is_another_event(
 def test_every_page_of_versions_is_read(
     project: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen to fail with the first page alone."""
+    """Meant to fail with the first page alone."""
     for number in (1, 2, 3):
         project.register(registry, number)
     client = registry._client()
@@ -284,7 +284,7 @@ def test_every_page_of_versions_is_read(
 
 
 def test_a_decision_is_kept_whole_or_not_at_all(project: Project, registry: Registry) -> None:
-    """Seen to fail when the key was not looked at again: the file is written before the tag that names it."""
+    """Meant to fail when the key was not looked at again: the file is written before the tag that names it."""
     project.register(registry, 1)
 
     def version() -> Version:

@@ -125,7 +125,7 @@ def without_the_input(bundle: Bundle, directory: Path) -> Bundle:
 def test_a_champion_that_cannot_read_these_logs_holds_or_is_replaced(
     right_bundle: Bundle, wrong_bundle: Bundle, world_features: Path, tmp_path: Path
 ) -> None:
-    """Seen to fail when the champion's error was let through: nothing was ever registered again."""
+    """Meant to fail when the champion's error was let through: nothing was ever registered again."""
     champion = without_the_input(wrong_bundle, tmp_path)
     held = judge(right_bundle, champion, world_features, Checks(), against="version 1 of watchnext")
     assert (held.verdict, held.replaces) == ("held", False)
@@ -151,7 +151,7 @@ def test_a_champion_that_cannot_read_these_logs_holds_or_is_replaced(
 
 
 def test_what_is_measured_by_default_is_what_is_served() -> None:
-    """Slates never show what was watched. Seen to fail with `none`, which lets models recommend it."""
+    """Slates never show what was watched. Meant to fail with `none`, which lets models recommend it."""
     settings = (evaluate.Params(), promote.Params(), compare_shadow.Params())
     assert [section.exclude for section in settings] == ["watched"] * 3
 
@@ -216,7 +216,7 @@ def test_from_the_first_bundle_to_a_rejected_one(
 def test_a_champion_whose_files_are_gone_does_not_block_for_good(
     stage: Stage, right_bundle: Bundle, wrong_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen to fail when the registry's error was let through."""
+    """Meant to fail when the registry's error was let through."""
     monkeypatch.setattr(gate, "judge", lambda *_, **__: PASSED)
     stage.promote(wrong_bundle)
     monkeypatch.undo()
@@ -288,7 +288,7 @@ def test_other_checks_or_lost_outputs_are_judged_again(
 def test_back_to_an_earlier_bundle_the_decision_of_then_is_written_again(
     stage: Stage, right_bundle: Bundle, wrong_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen to fail when every return to a bundle was judged again, with noise."""
+    """Meant to fail when every return to a bundle was judged again, with noise."""
     for bundle in (right_bundle, wrong_bundle):
         stage.promote(bundle)
     rejected, report = stage.metrics, (stage.root / "report" / "decision.json").read_bytes()
@@ -303,7 +303,7 @@ def test_back_to_an_earlier_bundle_the_decision_of_then_is_written_again(
 def test_another_model_name_is_acted_on_and_back_again(
     stage: Stage, right_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same bundle, `promote.model_name` there and back. Seen to fail with metrics that named the other model."""
+    """The same bundle, `promote.model_name` there and back. Meant to fail with metrics that named the other model."""
     monkeypatch.setattr(gate, "judge", lambda *_, **__: PASSED)
     for name in ("watchnext", "mine", "watchnext"):
         promoted = stage.promote(right_bundle, name=name)

@@ -258,7 +258,7 @@ def test_an_equal_challenger_is_crowned_once(
 def test_a_crowning_that_the_registry_knows_nothing_of_does_not_stand(
     stage: Stage, right_bundle: Bundle, equal_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The registry was deleted. Seen to fail when metrics stood by the bundle's digest alone."""
+    """The registry was deleted. Meant to fail when metrics stood by the bundle's digest alone."""
     comparison = Comparison("crown", "no veto", "offline", (), {})
     monkeypatch.setattr(replay, "_compare", lambda *_: (comparison, []))
     empty = Snapshot(stage.root / DATABASE)
@@ -278,7 +278,7 @@ def test_a_crowning_that_the_registry_knows_nothing_of_does_not_stand(
 def test_the_model_compared_is_the_one_that_promote_names(
     stage: Stage, right_bundle: Bundle, equal_bundle: Bundle
 ) -> None:
-    """Seen to fail when the model was the one that had registered this bundle last."""
+    """Meant to fail when the model was the one that had registered this bundle last."""
     stage.register(right_bundle)
     stage.register(equal_bundle)
     stage.register(equal_bundle, "mine")
@@ -331,7 +331,7 @@ def test_a_challenger_that_fails_to_answer_is_counted_and_vetoed(
 def test_a_champion_that_cannot_be_measured_keeps_the_challenger_waiting(
     stage: Stage, right_bundle: Bundle, equal_bundle: Bundle
 ) -> None:
-    """Seen to fail when the registry's error was let through. The challenger's own error still is."""
+    """Meant to fail when the registry's error was let through. The challenger's own error still is."""
     stage.register(right_bundle)
     stage.register(equal_bundle)
     registry = Registry.open(stage.root)
@@ -350,7 +350,7 @@ def test_a_champion_that_cannot_be_measured_keeps_the_challenger_waiting(
 def test_a_champion_that_fails_by_the_same_code_keeps_the_challenger_waiting(
     stage: Stage, right_bundle: Bundle, equal_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen to fail when what measuring the champion raised was let through."""
+    """Meant to fail when what measuring the champion raised was let through."""
     stage.register(right_bundle)
     stage.register(equal_bundle)
     measured = replay.measure

@@ -115,7 +115,7 @@ def test_absolute_paths_are_refused(tmp_path):
 
 
 def test_paths_that_lead_out_of_the_index_are_refused(tmp_path):
-    """Seen to fail when absolute paths alone were refused."""
+    """Meant to fail when absolute paths alone were refused."""
     ScannSearcher.build(EMBEDDINGS[:10], brute_force_below=100).save(tmp_path / "index")
     assets = tmp_path / "index" / "scann_assets.pbtxt"
     assets.write_text(assets.read_text().replace('asset_path: "', 'asset_path: "../index/'))

@@ -10,7 +10,7 @@ from watchnext.recommend.pyfunc import BundleModel
 
 
 def test_only_the_bundle_that_was_registered_is_opened(right_bundle: Bundle, wrong_bundle: Bundle) -> None:
-    """Both are whole. Seen to fail when any whole bundle in the version's folder was served."""
+    """Both are whole. Meant to fail when any whole bundle in the version's folder was served."""
     model = BundleModel()
     artifacts = {"bundle": str(right_bundle.path)}
     model.load_context(

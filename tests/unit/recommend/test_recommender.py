@@ -78,7 +78,7 @@ def test_somebody_unknown_gets_what_is_popular(recommender: Recommender) -> None
             video_at(9): VideoDay(),
         },
     )
-    # Seen to fail with clicks before impressions, the order that the baseline does not have.
+    # Meant to fail with clicks before impressions, the order that the baseline does not have.
     assert popular_videos(popular) == [video_at(3), video_at(1), video_at(2)]
     assert popular_videos(VideoStatistics()) == []
     for nobody in (None, UserHistory()):
