@@ -299,7 +299,7 @@ def test_nothing_at_or_after_an_instant_moves_a_feature(
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(seed=st.integers(0, 2**32), day=st.integers(1, DAYS - 1), millisecond=st.integers(4, 11))
+@given(seed=st.integers(0, 2**32), day=st.integers(1, DAYS - 2), millisecond=st.integers(4, 11))
 def test_the_outcome_of_a_watch_that_is_still_playing_moves_nothing(
     engine: Engine, tmp_path_factory: pytest.TempPathFactory, seed: int, day: int, millisecond: int
 ) -> None:
