@@ -19,6 +19,7 @@ from watchnext.models.towers import (
     log_dim,
     relu_tower,
     save_signature,
+    serving_specs,
 )
 
 _NORMALIZED = "normalized"
@@ -115,7 +116,7 @@ class RankingTower(tf.keras.Model):
         self.last = tf.keras.layers.Dense(
             1, bias_initializer=tf.keras.initializers.Constant(initial_logit), name="logit"
         )
-        self.serve = tf.function(self._serve, input_signature=[self.serving_specs()])
+        self.serve = tf.function(self._serve, input_signature=[serving_specs(self.features)])
 
     def normalized(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """[num_impressions, num_continuous] normalised continuous features, NaN = missing.
@@ -150,15 +151,6 @@ class RankingTower(tf.keras.Model):
         if self.tower is not None:
             hidden = self.tower(hidden)
         return self.last(hidden)[:, 0]
-
-    def serving_specs(self) -> dict[str, tf.TensorSpec]:
-        """Names, shapes and types of the inputs."""
-        shapes = {
-            "multivalent": ([None, None], tf.int32),
-            "categorical": ([None], tf.int32),
-            "continuous": ([None], tf.float32),
-        }
-        return {spec.name: tf.TensorSpec(*shapes[spec.kind], name=spec.name) for spec in self.features}
 
     def _serve(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         logits = tf.clip_by_value(self(inputs), -self.logit_bound, self.logit_bound)

@@ -22,6 +22,7 @@ from watchnext.models.towers import (
     load_signature,
     relu_tower,
     save_signature,
+    serving_specs,
 )
 
 HISTORY = "history"
@@ -76,7 +77,7 @@ class QueryTower(tf.keras.Model):
             else tf.keras.Sequential([tf.keras.layers.Dense(embedding_dim, name="linear")], name="tower")
         )
         self.serve = tf.function(
-            lambda inputs: {"embedding": self(inputs)}, input_signature=[self.serving_specs()]
+            lambda inputs: {"embedding": self(inputs)}, input_signature=[serving_specs(self.features)]
         )
 
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
@@ -106,15 +107,6 @@ class QueryTower(tf.keras.Model):
                 age = tf.maximum(values[:, tf.newaxis], 0.0) / self.longest_example_age_s
                 parts += [age, tf.square(age), tf.sqrt(age)]
         return self.tower(tf.concat(parts, axis=1))
-
-    def serving_specs(self) -> dict[str, tf.TensorSpec]:
-        """Names, shapes and types of the inputs."""
-        shapes = {
-            "multivalent": ([None, None], tf.int32),
-            "categorical": ([None], tf.int32),
-            "continuous": ([None], tf.float32),
-        }
-        return {spec.name: tf.TensorSpec(*shapes[spec.kind], name=spec.name) for spec in self.features}
 
 
 class RetrievalModel(tfrs.Model):

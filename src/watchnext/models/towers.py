@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from watchnext.features.batches import FeatureSpec
+
 
 class EmbeddingTable(tf.keras.layers.Layer):
     """One table per id space, shared by every feature of that space (paper, sections 3.2 and 4.1).
@@ -89,6 +91,16 @@ def adagrad(learning_rate: float) -> tf.keras.optimizers.Optimizer:
     0.1: with that, Adagrad is plain gradient descent with a tiny step, and the model stops at popularity.
     """
     return tf.keras.optimizers.Adagrad(learning_rate, initial_accumulator_value=1e-7)
+
+
+def serving_specs(features: Sequence[FeatureSpec]) -> dict[str, tf.TensorSpec]:
+    """Names, shapes and types of a served tower's inputs: what `Encoder` makes of each feature."""
+    shapes = {
+        "multivalent": ([None, None], tf.int32),
+        "categorical": ([None], tf.int32),
+        "continuous": ([None], tf.float32),
+    }
+    return {spec.name: tf.TensorSpec(*shapes[spec.kind], name=spec.name) for spec in features}
 
 
 def save_signature(tower: tf.keras.Model, serve: tf.types.experimental.GenericFunction, path: str) -> None:
