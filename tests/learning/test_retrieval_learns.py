@@ -29,7 +29,7 @@ def in_right_block(shuffled):
     training.start(3, deterministic=True)
     model, _ = retrieval.train(
         examples, FEATURES, vocabulary_sizes={"video": VIDEOS}, embedding_dim=16, depth=1, watch_dropout=0.0,
-        batch_size=200, uniform_negatives=40, learning_rate=0.1, epochs=4, patience=4, seed=3,
+        batch_size=200, negatives=40, learning_rate=0.1, epochs=4, patience=4, seed=3,
         evaluate=lambda model: {},
     )  # fmt: skip
     test = checkerboard(500, 9)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from watchnext.errors import InputError
 from watchnext.features.quantiles import read_boundaries
 
-Kind = Literal["categorical", "multivalent", "continuous"]
+Kind = Literal["categorical", "multivalent", "continuous", "unit"]
 Columns: TypeAlias = pa.Table | Mapping[str, pa.Array | pa.ChunkedArray]
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -1,7 +1,13 @@
 """The losses of both models, each beside its equation."""
 
-import numpy as np
+from typing import Literal
+
 import tensorflow as tf
+
+Estimator = Literal["consistent", "tfrs"]
+
+_LEFT_OUT = tf.float32.min
+"""Logit of a candidate that takes no part: its exponential is 0 beside any other."""
 
 
 def weighted_logistic_loss(
@@ -50,41 +56,73 @@ def expected_watch_time_s(logits: tf.Tensor, *, unit_s: float) -> tf.Tensor:
     return unit_s * tf.exp(logits)
 
 
-def candidate_sampling_probability(
-    label_frequency: np.ndarray, *, num_in_batch: int, num_uniform: int
-) -> np.ndarray:
-    """How likely each candidate is drawn as a negative, up to a constant factor: the Q of the logQ correction.
+def sampled_softmax_loss(
+    queries: tf.Tensor,
+    positives: tf.Tensor,
+    negatives: tf.Tensor,
+    *,
+    positive_ids: tf.Tensor,
+    negative_ids: tf.Tensor,
+    log_expected_count_of_positives: tf.Tensor,
+    log_expected_count_of_negatives: tf.Tensor,
+    user_ids: tf.Tensor | None = None,
+    estimator: Estimator = "consistent",
+    in_batch: bool = True,
+) -> tf.Tensor:
+    """Cross-entropy of a softmax over the whole corpus, estimated from sampled candidates (paper, section 3.1).
 
-    A step's candidates are the labels of its batch, drawn as often as they occur among the examples, and
-    `num_uniform` draws from the whole corpus:
+    With s_ij = query_i . candidate_j, y the label of example i and Q_j the expected count of candidate j among the
+    negatives of an example, the candidates drawn stand for the corpus:
 
-        Q_i  proportional to  num_in_batch * frequency_i / sum(frequency) + num_uniform / V
+        consistent      L_i = -s_iy + log( e^{s_iy} + sum over drawn k, k != y of  e^{s_ik} / Q_k )
+        tfrs            L_i = -(s_iy - log Q_y) + log( e^{s_iy} / Q_y + sum over drawn k, k != y of  e^{s_ik} / Q_k )
 
-    A factor common to all candidates cancels in the softmax. `tfrs.tasks.Retrieval` clips Q to [1e-6, 1]
-    without a word, so the result is scaled to a maximum of 1, and a Q that would be clipped is refused.
+    In the first, the sum is an unbiased estimate of what the full softmax sums over the other classes, so that the
+    gradient converges to the full softmax's, with a bias of the order 1 / S. The second is what
+    `tfrs.tasks.Retrieval(remove_accidental_hits=True)` computes: the positive is weighted as if it had been
+    drawn, too. Where candidates are seldom drawn it recovers the same probabilities; its gradient differs from
+    the full softmax's however many are drawn (arXiv 2507.09331). Unlike there, no Q is clipped.
+
+    Candidates are the shared negatives and, with `in_batch`, the labels of the other examples. Left out for example i
+    are candidates that equal its label (accidental hits), and labels of further examples of the same user: what a
+    user watched is not to be pushed away by another watch of the same user.
 
     Args:
-        label_frequency: [num_candidates] how often each candidate is a label among the examples as emitted.
-        num_in_batch: examples per batch.
-        num_uniform: uniformly drawn candidates per batch.
+        queries: [num_examples, embedding_dim] query embeddings.
+        positives: [num_examples, embedding_dim] candidate embeddings of the labels.
+        negatives: [num_negatives, embedding_dim] candidate embeddings of the shared draws.
+        positive_ids: int [num_examples] labels.
+        negative_ids: int [num_negatives].
+        log_expected_count_of_positives: [num_examples] log Q of the labels.
+        log_expected_count_of_negatives: [num_negatives] log Q of the shared draws.
+        user_ids: int [num_examples], equal for examples of one user; None: no example shares its user.
+        estimator: which of the two.
+        in_batch: whether labels of other examples are negatives.
 
     Returns:
-        [num_candidates] float32 in [1e-6, 1]. Candidates that are never drawn have the smallest value of
-        those that are.
-
-    Raises:
-        ValueError: no label at all, or Q spans more than a factor of a million.
+        [num_examples] loss of each example.
     """
-    total = label_frequency.sum()
-    if total <= 0:
-        raise ValueError("there are no labels to draw negatives from")
-    corpus_size = len(label_frequency)
-    expected_count = num_in_batch * label_frequency / total + num_uniform / corpus_size
-    drawn = expected_count[expected_count > 0]
-    if drawn.min() < 1e-6 * drawn.max():
-        raise ValueError(
-            f"the sampling probabilities of {corpus_size} candidates span a factor of "
-            f"{drawn.max() / drawn.min():.3g}, and tfrs.tasks.Retrieval clips beyond 1e6; draw more uniform negatives"
-        )
-    scaled = np.maximum(expected_count, drawn.min()) / drawn.max()
-    return scaled.astype(np.float32)
+    tf.debugging.assert_shapes(
+        [
+            (queries, ("B", "D")),
+            (positives, ("B", "D")),
+            (negatives, ("S", "D")),
+            (positive_ids, ("B",)),
+            (negative_ids, ("S",)),
+            (log_expected_count_of_positives, ("B",)),
+            (log_expected_count_of_negatives, ("S",)),
+        ]
+    )
+    own = tf.reduce_sum(queries * positives, axis=1)
+    if estimator == "tfrs":
+        own -= log_expected_count_of_positives
+    shared = tf.matmul(queries, negatives, transpose_b=True) - log_expected_count_of_negatives
+    hit = positive_ids[:, tf.newaxis] == negative_ids
+    logits = [own[:, tf.newaxis], tf.where(hit, _LEFT_OUT, shared)]
+    if in_batch:
+        others = tf.matmul(queries, positives, transpose_b=True) - log_expected_count_of_positives
+        hit = positive_ids[:, tf.newaxis] == positive_ids
+        if user_ids is not None:
+            hit |= user_ids[:, tf.newaxis] == user_ids
+        logits.append(tf.where(hit, _LEFT_OUT, others))
+    return tf.reduce_logsumexp(tf.concat(logits, axis=1), axis=1) - own

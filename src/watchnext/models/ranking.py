@@ -141,7 +141,7 @@ class RankingTower(tf.keras.Model):
             if spec.kind == "categorical":
                 parts.append(self.tables[spec.space or spec.name](inputs[spec.name]))
             elif spec.kind == "multivalent":
-                parts.append(self.tables[spec.space or spec.name].mean(inputs[spec.name]))
+                parts.append(self.tables[spec.space or spec.name].pool(inputs[spec.name], "mean"))
         if self.continuous:
             x = inputs[_NORMALIZED] if _NORMALIZED in inputs else self.normalized(inputs)
             missing = tf.math.is_nan(x)

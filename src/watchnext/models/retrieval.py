@@ -1,7 +1,7 @@
 """Candidate generation (paper, section 3): a user's past becomes a query embedding, every video has a candidate embedding.
 
-The classifier over all videos is trained by sampled softmax: the labels of the batch and uniformly drawn
-videos are the candidates of a step, corrected for how often each is drawn.
+The classifier over all videos is trained by sampled softmax: negatives drawn from a background distribution and
+shared by the batch, and the labels of the batch, each corrected for how often it is expected to be drawn.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +14,15 @@ import tensorflow_recommenders as tfrs
 from watchnext.errors import InputError
 from watchnext.features.batches import FeatureSpec
 from watchnext.models import training
-from watchnext.models.losses import candidate_sampling_probability
+from watchnext.models.losses import Estimator, sampled_softmax_loss
+from watchnext.models.samplers import Sampler, SamplerKind, expected_candidate_count, make_sampler
 from watchnext.models.towers import (
     EmbeddingTable,
+    Pooling,
     adagrad,
     halving_widths,
     load_signature,
+    log_dim,
     relu_tower,
     save_signature,
     serving_specs,
@@ -27,21 +30,25 @@ from watchnext.models.towers import (
 
 HISTORY = "history"
 EXAMPLE_AGE = "example_age_s"
-REGION_DIM = 8
+USER = "user"
 
 
 class QueryTower(tf.keras.Model):
-    """Averaged bags, categories and example age, concatenated, through a ReLU tower (paper, figure 3).
+    """Pooled bags, categories, numbers and example age, concatenated, through a ReLU tower (paper, figure 3).
 
     Args:
-        features: the inputs: multivalent ones (`history` among them) are averaged, categorical ones embedded,
-            and the one continuous input is `example_age_s`.
+        features: the inputs. Multivalent ones are pooled, categorical ones embedded, those of the kind `unit` are
+            numbers in [0, 1] that go in as they are, each with whether it is known; the one continuous input is
+            `example_age_s`.
         vocabulary_sizes: id space -> number of known ids, for the spaces of the inputs.
-        embedding_dim: D, width of the last layer and of the embeddings that are averaged.
+        embedding_dim: D, width of the last layer and of the embeddings that are pooled.
         depth: number of ReLU layers; each is half as wide as the one below and the last one D. 0 is the
             paper's linear factorisation.
         longest_example_age_s: the age that is scaled to 1.
+        pooling: how a bag becomes one vector.
         watch_dropout: share of a training bag's watches that is left out at random.
+        serving_example_age_s: added to every example age when served, in seconds; the paper serves at 0 or slightly
+            below.
     """
 
     def __init__(
@@ -52,39 +59,45 @@ class QueryTower(tf.keras.Model):
         embedding_dim: int,
         depth: int,
         longest_example_age_s: float,
+        pooling: Pooling = "mean",
         watch_dropout: float = 0.0,
+        serving_example_age_s: float = 0.0,
     ) -> None:
         super().__init__(name="query_tower")
         strange = [spec.name for spec in features if spec.kind == "continuous" and spec.name != EXAMPLE_AGE]
-        if strange or HISTORY not in {spec.name for spec in features}:
-            raise ValueError(f"a query tower needs `{HISTORY}`, and knows no continuous inputs {strange}")
+        if strange or not features:
+            raise ValueError(
+                f"a query tower needs inputs, and knows no continuous ones but its age: {strange}"
+            )
         self.features = tuple(features)
         self.embedding_dim = embedding_dim
+        self.pooling: Pooling = pooling
         self.watch_dropout = watch_dropout
         self.longest_example_age_s = max(longest_example_age_s, 1.0)
+        self.serving_example_age_s = serving_example_age_s
+        pooled = {spec.space for spec in features if spec.kind == "multivalent"}
         self.tables = {
-            spec.space: EmbeddingTable(
-                vocabulary_sizes[spec.space],
-                embedding_dim if spec.kind == "multivalent" else REGION_DIM,
-                name=f"{spec.space}_table",
+            space: EmbeddingTable(
+                vocabulary_sizes[space],
+                embedding_dim if space in pooled else log_dim(vocabulary_sizes[space], 1.0),
+                name=f"{space}_table",
             )
-            for spec in features
-            if spec.space is not None
+            for space in dict.fromkeys(
+                spec.space for spec in features if spec.kind in ("multivalent", "categorical") and spec.space
+            )
         }
         self.tower = (
             relu_tower(halving_widths(embedding_dim, depth), name="tower")
             if depth
             else tf.keras.Sequential([tf.keras.layers.Dense(embedding_dim, name="linear")], name="tower")
         )
-        self.serve = tf.function(
-            lambda inputs: {"embedding": self(inputs)}, input_signature=[serving_specs(self.features)]
-        )
+        self.serve = tf.function(self._serve, input_signature=[serving_specs(self.features)])
 
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Query embeddings.
 
         Args:
-            inputs: multivalent int32 [num_queries, any], categorical int32 [num_queries], example_age_s
+            inputs: multivalent int32 [num_queries, any], categorical int32 [num_queries], unit and example_age_s
                 float32 [num_queries].
             training: whether `watch_dropout` applies.
 
@@ -97,16 +110,24 @@ class QueryTower(tf.keras.Model):
             if spec.kind == "multivalent":
                 if training and spec.name == HISTORY and self.watch_dropout:
                     values = tf.where(tf.random.uniform(tf.shape(values)) < self.watch_dropout, 0, values)
-                parts.append(self.tables[spec.space or spec.name].mean(values))
+                parts.append(self.tables[spec.space or spec.name].pool(values, self.pooling))
                 # How much is known: the mean hides whether it is over one or over fifty.
                 known = tf.reduce_sum(tf.cast(inputs[spec.name] > 0, tf.float32), axis=1, keepdims=True)
                 parts.append(tf.math.log1p(known) / 4.0)
             elif spec.kind == "categorical":
                 parts.append(self.tables[spec.space or spec.name](values))
+            elif spec.kind == "unit":
+                known = tf.math.is_finite(values)
+                parts.append(tf.stack([tf.where(known, values, 0.0), tf.cast(known, tf.float32)], axis=1))
             else:
-                age = tf.maximum(values[:, tf.newaxis], 0.0) / self.longest_example_age_s
-                parts += [age, tf.square(age), tf.sqrt(age)]
+                age = values[:, tf.newaxis] / self.longest_example_age_s
+                parts += [age, tf.square(age), tf.sqrt(tf.maximum(age, 0.0))]
         return self.tower(tf.concat(parts, axis=1))
+
+    def _serve(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        if EXAMPLE_AGE in inputs:
+            inputs = {**inputs, EXAMPLE_AGE: inputs[EXAMPLE_AGE] + self.serving_example_age_s}
+        return {"embedding": self(inputs)}
 
 
 class RetrievalModel(tfrs.Model):
@@ -114,57 +135,77 @@ class RetrievalModel(tfrs.Model):
 
     Args:
         query_tower: makes the queries.
-        num_candidates: V, the videos of the vocabulary; candidate row r is vocabulary index r + 1.
-        label_frequency: [V] how often each candidate is a label among the training examples as emitted.
+        sampler: of the shared negatives; its candidates are the videos of the vocabulary, row r is index r + 1.
+        label_frequency: [num_candidates] how often each candidate is a label among the training examples as emitted.
         batch_size: examples per step.
-        uniform_negatives: candidates drawn from the whole corpus at each step, beside the labels of the batch.
+        negatives: S, shared draws of a step.
+        unique_negatives: whether a candidate that was drawn again is left out.
+        in_batch_negatives: whether the labels of the other examples of the batch are negatives, too.
+        estimator: see `losses.sampled_softmax_loss`.
     """
 
     def __init__(
         self,
         query_tower: QueryTower,
+        sampler: Sampler,
         *,
-        num_candidates: int,
         label_frequency: np.ndarray,
         batch_size: int,
-        uniform_negatives: int,
+        negatives: int,
+        unique_negatives: bool = False,
+        in_batch_negatives: bool = True,
+        estimator: Estimator = "consistent",
     ) -> None:
         super().__init__()
         self.query_tower = query_tower
-        self.num_candidates = num_candidates
-        self.uniform_negatives = uniform_negatives
+        self.sampler = sampler
+        self.negatives = negatives
+        self.unique_negatives = unique_negatives
+        self.in_batch_negatives = in_batch_negatives
+        self.estimator: Estimator = estimator
         self.candidate_embeddings = self.add_weight(
             name="candidate_embeddings",
-            shape=(num_candidates, query_tower.embedding_dim),
+            shape=(len(sampler.probability), query_tower.embedding_dim),
             initializer=tf.keras.initializers.RandomNormal(stddev=0.05),
         )
-        self.sampling_probability = tf.constant(
-            candidate_sampling_probability(
-                label_frequency, num_in_batch=batch_size, num_uniform=uniform_negatives
-            )
+        count = expected_candidate_count(
+            sampler,
+            label_frequency,
+            num_negatives=negatives,
+            unique=unique_negatives,
+            batch_size=batch_size,
+            in_batch=in_batch_negatives,
         )
-        self.task = tfrs.tasks.Retrieval(remove_accidental_hits=True)
+        # A count of 0 has no logarithm, and is looked up for labels alone, where the batch gives no negatives and the
+        # sampler never draws them.
+        smallest = count[count > 0].min(initial=1.0)
+        self.log_expected_count = tf.constant(np.log(np.maximum(count, smallest)).astype(np.float32))
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Mean sampled-softmax cross-entropy per example.
 
         Args:
-            inputs: the query tower's inputs and `label` int32 [num_queries], vocabulary indices from 1.
+            inputs: the query tower's inputs, `label` int32 [num_queries], vocabulary indices from 1, and, if known,
+                `user` int64 [num_queries].
             training: passed to the query tower.
         """
-        queries = self.query_tower(inputs, training=training)
         labels = inputs["label"] - 1
-        uniform = tf.random.uniform([self.uniform_negatives], maxval=self.num_candidates, dtype=labels.dtype)
-        candidates = tf.concat([labels, uniform], axis=0)
-        loss = self.task(
-            queries,
-            tf.gather(self.candidate_embeddings, candidates),
-            candidate_sampling_probability=tf.gather(self.sampling_probability, candidates),
-            candidate_ids=candidates,
-            compute_metrics=False,
+        drawn = self.sampler.draw(self.negatives, self.unique_negatives)
+        # A mean, not a sum as in tfrs.tasks.Retrieval, with which the learning rate would scale with the batch size.
+        return tf.reduce_mean(
+            sampled_softmax_loss(
+                self.query_tower(inputs, training=training),
+                tf.gather(self.candidate_embeddings, labels),
+                tf.gather(self.candidate_embeddings, drawn),
+                positive_ids=labels,
+                negative_ids=drawn,
+                log_expected_count_of_positives=tf.gather(self.log_expected_count, labels),
+                log_expected_count_of_negatives=tf.gather(self.log_expected_count, drawn),
+                user_ids=inputs.get(USER),
+                estimator=self.estimator,
+                in_batch=self.in_batch_negatives,
+            )
         )
-        # tasks.Retrieval sums over the batch: without this the learning rate would scale with the batch size.
-        return loss / tf.cast(tf.shape(labels)[0], loss.dtype)
 
 
 def train(
@@ -176,32 +217,47 @@ def train(
     depth: int,
     watch_dropout: float,
     batch_size: int,
-    uniform_negatives: int,
+    negatives: int,
     learning_rate: float,
     epochs: int,
     patience: int,
     seed: int,
     evaluate: Callable[[RetrievalModel], Mapping[str, float]],
+    pooling: Pooling = "mean",
+    sampler: SamplerKind = "frequency",
+    sampler_alpha: float = 0.5,
+    unique_negatives: bool = False,
+    in_batch_negatives: bool = True,
+    estimator: Estimator = "consistent",
+    serving_example_age_s: float = 0.0,
     objective: str = "map",
     where: str = "train_retrieval",
 ) -> tuple[RetrievalModel, training.Training]:
     """Train candidate generation.
 
     Args:
-        examples: what `Encoder.encode_retrieval` makes of the training examples, `label` included.
+        examples: what `Encoder.encode_retrieval` makes of the training examples, `label` included. With `user`,
+            one watch of a user is no negative of another.
         features: the inputs of the query tower.
         vocabulary_sizes: id space -> number of known ids.
         embedding_dim: D.
         depth: ReLU layers of the query tower.
         watch_dropout: share of a bag's watches left out at random in training.
         batch_size: examples per step.
-        uniform_negatives: uniformly drawn candidates per step.
+        negatives: shared draws per step.
         learning_rate: of Adagrad, which updates only the embedding rows of the batch.
         epochs: at most this many passes over the examples.
         patience: passes without a better objective before training stops.
         seed: decides the order of examples; `training.start` decides the rest.
         evaluate: metrics of the model on the tuning day; empty where there is none.
-        objective: which of them decides on the epoch; more is better.
+        pooling: how a bag becomes one vector.
+        sampler: background distribution of the shared draws, see `samplers.make_sampler`.
+        sampler_alpha: exponent of the sampler `frequency`.
+        unique_negatives: whether a candidate that was drawn again is left out.
+        in_batch_negatives: whether labels of the batch are negatives, too.
+        estimator: see `losses.sampled_softmax_loss`.
+        serving_example_age_s: example age that is served, in seconds: 0 or slightly below.
+        objective: which of the metrics decides on the epoch; more is better.
         where: named in errors and progress.
 
     Raises:
@@ -224,19 +280,28 @@ def train(
         embedding_dim=embedding_dim,
         depth=depth,
         longest_example_age_s=float(examples[EXAMPLE_AGE].max()) if EXAMPLE_AGE in examples else 1.0,
+        pooling=pooling,
         watch_dropout=watch_dropout,
+        serving_example_age_s=serving_example_age_s,
     )
+    label_frequency = np.bincount(labels - 1, minlength=num_candidates)
     model = RetrievalModel(
         tower,
-        num_candidates=num_candidates,
-        label_frequency=np.bincount(labels - 1, minlength=num_candidates),
+        make_sampler(
+            sampler, num_candidates=num_candidates, label_frequency=label_frequency, alpha=sampler_alpha
+        ),
+        label_frequency=label_frequency,
         batch_size=batch_size,
-        uniform_negatives=uniform_negatives,
+        negatives=negatives,
+        unique_negatives=unique_negatives,
+        in_batch_negatives=in_batch_negatives,
+        estimator=estimator,
     )
     model.compile(optimizer=adagrad(learning_rate))
+    wanted = [spec.name for spec in features] + ["label"] + ([USER] if USER in examples else [])
     outcome = training.fit(
         model,
-        {name: examples[name] for name in (*(spec.name for spec in features), "label")},
+        {name: examples[name] for name in wanted},
         batch_size=batch_size,
         epochs=epochs,
         patience=patience,
@@ -253,7 +318,7 @@ def embed_queries(
     tower: QueryTower, examples: Mapping[str, np.ndarray], batch_size: int = 4096
 ) -> np.ndarray:
     """Query embeddings [num_queries, embedding_dim] float32 of encoded examples."""
-    rows = len(examples[HISTORY])
+    rows = len(examples[tower.features[0].name])
     parts = [
         tower.serve(
             {

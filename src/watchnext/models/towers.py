@@ -1,11 +1,14 @@
 """What both models are built of: embedding tables whose index 0 is the zero vector, and ReLU towers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
 from watchnext.features.batches import FeatureSpec
+
+Pooling = Literal["mean", "sum", "max"]
 
 
 class EmbeddingTable(tf.keras.layers.Layer):
@@ -35,21 +38,21 @@ class EmbeddingTable(tf.keras.layers.Layer):
         known = tf.cast(indices > 0, tf.float32)
         return tf.gather(self.table, indices) * known[:, tf.newaxis]
 
-    def mean(self, bags: tf.Tensor) -> tf.Tensor:
-        """[batch, bag_length] indices -> [batch, dim] mean over the known ids of each bag.
+    def pool(self, bags: tf.Tensor, how: Pooling) -> tf.Tensor:
+        """[batch, bag_length] indices -> [batch, dim]: mean, sum or component-wise maximum over the known ids of each bag.
 
-        Zeros take no part in the mean; a bag of zeros alone gives the zero vector. The order within a bag
-        has no influence.
+        Zeros take no part; a bag of zeros alone gives the zero vector. The order within a bag has no influence.
         """
         where = tf.where(bags > 0)
+        ids = tf.gather_nd(bags, where)
+        rows = tf.cast(where[:, 0], tf.int32)
+        if how == "max":
+            highest = tf.math.unsorted_segment_max(tf.gather(self.table, ids), rows, tf.shape(bags)[0])
+            known = tf.reduce_any(bags > 0, axis=1, keepdims=True)
+            return tf.where(known, highest, 0.0)
+        segment = tf.sparse.segment_mean if how == "mean" else tf.sparse.segment_sum
         # Half the time of gather, mask and sum, because the padding is never gathered.
-        return tf.sparse.segment_mean(
-            self.table,
-            tf.gather_nd(bags, where),
-            tf.cast(where[:, 0], tf.int32),
-            num_segments=tf.shape(bags)[0],
-            sparse_gradient=True,
-        )
+        return segment(self.table, ids, rows, num_segments=tf.shape(bags)[0], sparse_gradient=True)
 
 
 def relu_tower(widths: Sequence[int], name: str) -> tf.keras.Sequential:
@@ -99,6 +102,7 @@ def serving_specs(features: Sequence[FeatureSpec]) -> dict[str, tf.TensorSpec]:
         "multivalent": ([None, None], tf.int32),
         "categorical": ([None], tf.int32),
         "continuous": ([None], tf.float32),
+        "unit": ([None], tf.float32),
     }
     return {spec.name: tf.TensorSpec(*shapes[spec.kind], name=spec.name) for spec in features}
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -9,14 +10,41 @@ from watchnext.config import Section, TrainingParams
 from watchnext.console import say
 
 
+class Inputs(Section):
+    """Section `train_retrieval.inputs`: what the query tower reads, of what the logs have."""
+
+    history: bool = True
+    shown_unwatched: bool = True
+    search_tokens: bool = True
+    region: bool = True
+    device: bool = True
+    user_columns: bool = True
+    gender: bool = True
+    logged_in: bool = True
+    age: bool = True
+    example_age_s: bool = True
+
+    def wants(self, name: str) -> bool:
+        """Whether the input of this name is switched on; `user_columns` stands for every `user_<column>`."""
+        return bool(getattr(self, "user_columns" if name.startswith("user_") else name))
+
+
 class Params(Section):
     """Section `train_retrieval` of params.yaml."""
 
+    inputs: Inputs = Inputs()
+    pooling: Literal["mean", "sum", "max"] = "mean"
     embedding_dim: int = Field(default=64, ge=2)
     depth: int = Field(default=1, ge=0, le=8)
     watch_dropout: float = Field(default=0.3, ge=0, lt=1)
+    serving_example_age_s: float = Field(default=0.0, le=0)
     batch_size: int = Field(default=512, ge=1)
-    uniform_negatives: int = Field(default=1024, ge=1)
+    negatives: int = Field(default=2000, ge=1)
+    sampler: Literal["uniform", "log_uniform", "frequency"] = "frequency"
+    sampler_alpha: float = Field(default=0.5, ge=0, le=1)
+    unique_negatives: bool = False
+    in_batch_negatives: bool = True
+    estimator: Literal["consistent", "tfrs"] = "consistent"
     learning_rate: float = Field(default=0.05, gt=0)
     epochs: int = Field(default=5, ge=1)
     patience: int = Field(default=2, ge=1)
@@ -29,8 +57,9 @@ def train_retrieval(
     """Train the query tower and the candidate embeddings.
 
     Raises:
-        InputError: there are no training examples, or training diverged.
+        InputError: there are no training examples, every input is switched off, or training diverged.
     """
+    from watchnext.errors import InputError
     from watchnext.evaluation import offline
     from watchnext.evaluation.plots import plot_curves
     from watchnext.features.batches import Encoder
@@ -40,6 +69,17 @@ def train_retrieval(
     out_model.mkdir(parents=True)
     out_report.mkdir(parents=True, exist_ok=True)
     encoder = Encoder.load(features)
+    inputs = [spec for spec in encoder.retrieval_features if params.inputs.wants(spec.name)]
+    if not inputs:
+        raise InputError(
+            "no input is left for the query tower",
+            where="params.yaml, train_retrieval.inputs",
+            offenders=[spec.name for spec in encoder.retrieval_features],
+            remedy="switch on at least one input that the logs have",
+        )
+    off = [spec.name for spec in encoder.retrieval_features if spec not in inputs]
+    if off:
+        say(f"train_retrieval: switched off in params.yaml: {', '.join(off)}")
     examples = fitting.encode_all(features / "retrieval_examples" / "training", encoder.encode_retrieval)
     has_tuning_day = encoder.manifest["days"]["tuning"] is not None
     if not has_tuning_day:
@@ -60,19 +100,19 @@ def train_retrieval(
     fitting.start(seed, deterministic=training.deterministic)
     model, outcome = retrieval.train(
         examples,
-        encoder.retrieval_features,
+        inputs,
         vocabulary_sizes=encoder.sizes,
         seed=seed,
         evaluate=evaluate,
         objective="tuning_map",
-        **params.model_dump(exclude={"tuning_events"}),
+        **params.model_dump(exclude={"tuning_events", "inputs"}),
     )
     retrieval.save(model, out_model)
     digest = fitting.weights_digest(model.weights)
     manifest = {
         "format": 1,
         "embedding_dim": params.embedding_dim,
-        "inputs": [spec.name for spec in encoder.retrieval_features],
+        "inputs": [spec.name for spec in inputs],
         "trained_until_at": encoder.manifest["trained_until_at"],
         "best_epoch": outcome.best_epoch,
         "params": params.model_dump(),

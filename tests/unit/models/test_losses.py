@@ -1,14 +1,12 @@
+import itertools
 import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from watchnext.models.losses import (
-    candidate_sampling_probability,
-    expected_watch_time_s,
-    weighted_logistic_loss,
-)
+from watchnext.models.losses import expected_watch_time_s, sampled_softmax_loss, weighted_logistic_loss
+from watchnext.models.samplers import expected_candidate_count, make_sampler
 
 
 def loss_of(logits, clicked, watch_time_s, unit_s=1.0, cap_s=1e9):
@@ -57,16 +55,234 @@ def test_a_wrong_shape_is_refused_where_it_enters():
         loss_of([[0.0], [1.0]], [0.0, 1.0], [0.0, 1.0])
 
 
-def test_sampling_probability_mixes_label_frequency_and_uniform_draws():
-    q = candidate_sampling_probability(np.array([6, 2, 0, 0]), num_in_batch=8, num_uniform=4)
-    expected_counts = np.array([8 * 6 / 8 + 4 / 4, 8 * 2 / 8 + 4 / 4, 4 / 4, 4 / 4])
-    assert q == pytest.approx(expected_counts / expected_counts.max(), rel=1e-6)
+# ---- the sampled softmax ---------------------------------------------------------------------------------------
 
 
-def test_sampling_probability_that_tfrs_would_clip_is_refused():
-    frequency = np.zeros(3_000_000, np.int64)
-    frequency[0] = 1000
-    with pytest.raises(ValueError, match="more uniform negatives"):
-        candidate_sampling_probability(frequency, num_in_batch=1000, num_uniform=1)
-    with pytest.raises(ValueError, match="no labels"):
-        candidate_sampling_probability(np.zeros(3, np.int64), num_in_batch=1, num_uniform=1)
+def sampled_loss(logits, labels, drawn, count, users=None, **settings):
+    """Losses where query i scores candidate j with logits[i][j]: candidate embeddings are unit vectors."""
+    logits, count = np.asarray(logits, np.float32), np.asarray(count, np.float64)
+    unit = np.eye(logits.shape[1], dtype=np.float32)
+    labels, drawn = np.asarray(labels, np.int32), np.asarray(drawn, np.int32)
+    return sampled_softmax_loss(
+        tf.constant(logits),
+        tf.constant(unit[labels]),
+        tf.constant(unit[drawn].reshape(-1, logits.shape[1])),
+        positive_ids=tf.constant(labels),
+        negative_ids=tf.constant(drawn),
+        log_expected_count_of_positives=tf.constant(np.log(count[labels]), tf.float32),
+        log_expected_count_of_negatives=tf.constant(np.log(count[drawn]), tf.float32),
+        user_ids=None if users is None else tf.constant(users),
+        **settings,
+    ).numpy()
+
+
+SCORES = [[0.5, 1.0, -1.0, 0.2], [2.0, 0.1, 0.3, -0.4]]
+COUNT = [0.5, 2.0, 0.25, 4.0]
+
+
+def test_consistent_estimator_by_hand():
+    """Labels 1 and 0, draws 2, 2 and 1; the draw of 1 is an accidental hit of the first example alone."""
+    first = math.exp(1.0) + math.exp(0.5) / 0.5 + 2 * math.exp(-1.0) / 0.25
+    second = math.exp(2.0) + math.exp(0.1) / 2.0 + 2 * math.exp(0.3) / 0.25 + math.exp(0.1) / 2.0
+    expected = [math.log(first) - 1.0, math.log(second) - 2.0]
+    assert sampled_loss(SCORES, [1, 0], [2, 2, 1], COUNT) == pytest.approx(expected, rel=1e-5)
+
+
+def test_tfrs_estimator_by_hand():
+    first = math.exp(1.0) / 2.0 + math.exp(0.5) / 0.5 + math.exp(-1.0) / 0.25
+    second = math.exp(2.0) / 0.5 + math.exp(0.1) / 2.0 + math.exp(0.3) / 0.25
+    expected = [
+        math.log(first) - math.log(math.exp(1.0) / 2.0),
+        math.log(second) - math.log(math.exp(2.0) / 0.5),
+    ]
+    actual = sampled_loss(SCORES, [1, 0], [2], COUNT, estimator="tfrs")
+    assert actual == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_the_batch_its_labels_are_no_negatives():
+    expected = [
+        math.log(math.exp(1.0) + math.exp(0.2) / 4.0) - 1.0,
+        math.log(math.exp(2.0) + math.exp(-0.4) / 4.0) - 2.0,
+    ]
+    assert sampled_loss(SCORES, [1, 0], [3], COUNT, in_batch=False) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_watch_of_a_user_is_no_negative_of_another_watch_of_the_same_user():
+    """Fails where only equal ids are left out."""
+    apart = sampled_loss(SCORES, [1, 0], [3], COUNT, users=[7, 8])
+    together = sampled_loss(SCORES, [1, 0], [3], COUNT, users=[7, 7])
+    assert apart == pytest.approx(sampled_loss(SCORES, [1, 0], [3], COUNT), rel=1e-6)
+    assert together == pytest.approx(sampled_loss(SCORES, [1, 0], [3], COUNT, in_batch=False), rel=1e-6)
+
+
+def test_tfrs_estimator_is_what_the_task_of_tfrs_computes():
+    rng = np.random.default_rng(4)
+    queries, candidates = rng.normal(size=(5, 3)), rng.normal(size=(9, 3))
+    labels, drawn = np.array([0, 3, 3, 8, 1]), np.array([2, 3, 7, 7, 0, 5])
+    count = rng.uniform(0.01, 1.0, 9)
+    pool = np.r_[labels, drawn]
+    import tensorflow_recommenders as tfrs  # After watchnext, which asks for Keras 2.
+
+    expected = tfrs.tasks.Retrieval(remove_accidental_hits=True)(
+        tf.constant(queries, tf.float32),
+        tf.constant(candidates[pool], tf.float32),
+        candidate_sampling_probability=tf.constant(count[pool], tf.float32),
+        candidate_ids=tf.constant(pool),
+        compute_metrics=False,
+    )
+    actual = sampled_loss(queries @ candidates.T, labels, drawn, count, estimator="tfrs")
+    assert actual.sum() == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["consistent", "tfrs"])
+def test_expected_counts_below_a_millionth_are_taken_as_they_are(estimator):
+    """Fails with Q clipped to [1e-6, 1]: the draw would weigh e^0 / 1e-6, and not a thousand times that."""
+    count = [0.5, 1e-9, 1.0]
+    own = 1.0 if estimator == "consistent" else 1.0 / 0.5
+    expected = math.log(own + 1.0 / 1e-9) - math.log(own)
+    actual = sampled_loss([[0.0, 0.0, 0.0]], [0], [1], count, estimator=estimator)
+    assert actual == pytest.approx([expected], rel=1e-5)
+
+
+def full_gradient(scores, label):
+    share = np.exp(scores) / np.exp(scores).sum()
+    return share - np.eye(len(scores))[label]
+
+
+def expected_gradient(scores, label, q, num, estimator):
+    """The exact expectation of the gradient over `num` draws from q, by enumeration of how often each is drawn."""
+    total = np.zeros(len(scores))
+    for parts in itertools.product(range(num + 1), repeat=len(scores) - 1):
+        if sum(parts) > num:
+            continue
+        counts = [*parts, num - sum(parts)]
+        log_weight = math.lgamma(num + 1) + sum(
+            times * math.log(share) - math.lgamma(times + 1) for times, share in zip(counts, q, strict=True)
+        )
+        drawn = np.repeat(np.arange(len(scores)), counts)
+        logits = tf.constant([scores], tf.float32)
+        unit = np.eye(len(scores), dtype=np.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            loss = sampled_softmax_loss(
+                logits,
+                tf.constant(unit[[label]]),
+                tf.constant(unit[drawn]),
+                positive_ids=tf.constant([label], tf.int32),
+                negative_ids=tf.constant(drawn, tf.int32),
+                log_expected_count_of_positives=tf.constant([math.log(num * q[label])], tf.float32),
+                log_expected_count_of_negatives=tf.constant(np.log(num * np.asarray(q))[drawn], tf.float32),
+                estimator=estimator,
+                in_batch=False,
+            )
+        total += math.exp(log_weight) * tape.gradient(loss, logits).numpy()[0]
+    return total
+
+
+def test_the_bias_of_the_consistent_estimator_falls_as_one_over_the_draws_and_that_of_tfrs_stays():
+    """Against the full softmax's gradient, in exact expectation. Fails if the positive is corrected, too."""
+    scores, label, q = np.array([1.5, 0.0, -0.5]), 0, [0.2, 0.3, 0.5]
+    exact = full_gradient(scores, label)
+
+    def bias(num, estimator):
+        return np.abs(expected_gradient(scores, label, q, num, estimator) - exact).sum()
+
+    consistent = [bias(num, "consistent") for num in (8, 16, 32)]
+    assert consistent[0] / consistent[1] == pytest.approx(2.0, abs=0.25)
+    assert consistent[1] / consistent[2] == pytest.approx(2.0, abs=0.15)
+    corrected_too = [bias(num, "tfrs") for num in (8, 32)]
+    assert corrected_too[1] > 0.9 * corrected_too[0]
+    assert corrected_too[1] > 10 * consistent[2]
+
+
+CROWDED = {"corpus": 5, "batch": 48, "num": 24, "groups": 2}
+"""Every candidate is drawn several times a step: expected counts are above 1."""
+
+SPARSE = {"corpus": 40, "batch": 6, "num": 3, "groups": 24}
+"""A candidate is seldom drawn, as in a real corpus."""
+
+
+def learned_error(estimator, size, distort=lambda log_count, shared: log_count):
+    """Train a table of scores on labels drawn from a known P(i|u); the largest |log softmax - log P|, users and videos.
+
+    `distort` sees log Q and the expected count of the shared draws alone, and gives what the loss gets as log Q.
+    """
+    rng = np.random.default_rng(0)
+    corpus, batch, num, groups = size["corpus"], size["batch"], size["num"], size["groups"]
+    true = np.exp(rng.uniform(-1.3, 1.3, (2, corpus)))
+    true /= true.sum(axis=1, keepdims=True)
+    frequency = 1000 * true.mean(axis=0)
+    sampler = make_sampler("frequency", num_candidates=corpus, label_frequency=frequency, alpha=0.5)
+    count = expected_candidate_count(
+        sampler, frequency, num_negatives=num, unique=False, batch_size=batch, in_batch=True
+    )
+    log_count = tf.constant(distort(np.log(count), sampler.expected_count(num, False)), tf.float32)
+    scores = tf.Variable(tf.zeros([2, corpus]))
+    log_true = tf.constant(np.log(np.tile(true, (groups * batch // 2, 1))), tf.float32)
+    users = tf.constant(np.tile([0, 1], groups * batch // 2), tf.int32)
+
+    @tf.function
+    def step(rate):
+        labels = tf.random.categorical(log_true, 1, dtype=tf.int32)[:, 0]
+        losses = []
+        with tf.GradientTape() as tape:
+            for part in range(groups):
+                own = labels[part * batch : (part + 1) * batch]
+                drawn = sampler.draw(num, False)
+                losses.append(
+                    sampled_softmax_loss(
+                        tf.gather(scores, users[part * batch : (part + 1) * batch]),
+                        tf.one_hot(own, corpus),
+                        tf.one_hot(drawn, corpus),
+                        positive_ids=own,
+                        negative_ids=drawn,
+                        log_expected_count_of_positives=tf.gather(log_count, own),
+                        log_expected_count_of_negatives=tf.gather(log_count, drawn),
+                        estimator=estimator,
+                    )
+                )
+            loss = tf.reduce_mean(losses)
+        gradient = tf.convert_to_tensor(tape.gradient(loss, scores))
+        scores.assign_sub(rate * gradient)
+
+    tf.keras.utils.set_random_seed(7)
+    total, kept = np.zeros((2, corpus)), 0
+    for number in range(1600):
+        step(tf.constant(0.4 * corpus if number < 400 else 0.1 * corpus))
+        if number >= 600:
+            total += tf.nn.log_softmax(scores).numpy()
+            kept += 1
+    return np.abs(total / kept - np.log(true)).max()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "size", "most"), [("consistent", CROWDED, 0.06), ("tfrs", SPARSE, 0.2)]
+)
+def test_a_known_distribution_of_labels_is_recovered(estimator, size, most):
+    """In log probability. Each where it is at home: the form of TFRS is 0.7 off where everything is drawn often,
+    the consistent one 0.24 where a handful of draws stands for the corpus."""
+    assert 0.0 <= learned_error(estimator, size) < most
+
+
+@pytest.mark.parametrize(
+    ("estimator", "size", "least", "distort"),
+    [
+        pytest.param("tfrs", SPARSE, 0.35, lambda log_count, shared: -log_count, id="sign reversed"),
+        pytest.param(
+            "tfrs", SPARSE, 0.35, lambda log_count, shared: np.log(shared), id="tfrs: no term of the batch"
+        ),
+        pytest.param(
+            "consistent", CROWDED, 0.12, lambda log_count, shared: np.log(shared), id="no term of the batch"
+        ),
+        pytest.param(
+            "consistent",
+            CROWDED,
+            0.4,
+            lambda log_count, shared: np.minimum(log_count, 0.0),
+            id="clipped at 1",
+        ),
+    ],
+)
+def test_a_wrong_correction_recovers_something_else(estimator, size, least, distort):
+    """The mutants of the test above."""
+    assert least < learned_error(estimator, size, distort) < 10.0

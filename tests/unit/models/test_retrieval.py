@@ -7,6 +7,7 @@ import tensorflow as tf
 from watchnext.errors import InputError
 from watchnext.features.batches import FeatureSpec
 from watchnext.models import retrieval, training
+from watchnext.models.samplers import make_sampler
 
 HISTORY = FeatureSpec("history", "multivalent", "video", 5)
 TOKENS = FeatureSpec("search_tokens", "multivalent", "search_token", 4)
@@ -33,7 +34,7 @@ def train(arrays, features=ALL, sizes=None, **overrides):
         "depth": 2,
         "watch_dropout": 0.2,
         "batch_size": 16,
-        "uniform_negatives": 8,
+        "negatives": 8,
         "learning_rate": 0.05,
         "epochs": 2,
         "patience": 1,
@@ -49,34 +50,83 @@ def trained():
     return train(examples())
 
 
-def test_the_sampled_loss_is_the_corrected_softmax_over_batch_labels_and_uniform_draws(monkeypatch):
-    """Against the definition in NumPy: s - log Q, candidates with the positive's id left out, mean over the batch.
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_the_model_trains_the_corrected_softmax_over_batch_labels_and_shared_draws(monkeypatch, in_batch):
+    """Against the definition in NumPy: e^s / Q summed over what was drawn, hits and the user's own watches left out.
 
-    Fails without the correction, with its sign reversed, without the removal of accidental hits, and with a
-    summed loss.
+    Fails without the correction, with its sign reversed, with Q lacking either term, and with a summed loss.
     """
     tower = retrieval.QueryTower(
         ALL, vocabulary_sizes=SIZES, embedding_dim=4, depth=1, longest_example_age_s=1e6
     )
     frequency = np.arange(1, 13)
     model = retrieval.RetrievalModel(
-        tower, num_candidates=12, label_frequency=frequency, batch_size=6, uniform_negatives=4
+        tower,
+        make_sampler("uniform", num_candidates=12, label_frequency=frequency, alpha=0.0),
+        label_frequency=frequency,
+        batch_size=6,
+        negatives=4,
+        in_batch_negatives=in_batch,
     )
     drawn = np.array([0, 3, 3, 11])
-    monkeypatch.setattr(tf.random, "uniform", lambda *args, **kwargs: tf.constant(drawn, tf.int32))
+    monkeypatch.setattr(model.sampler, "draw", lambda num, unique: tf.constant(drawn, tf.int32))
     batch = examples(6)
     batch["label"] = np.array([1, 1, 4, 9, 12, 2], np.int32)
+    batch["user"] = np.array([5, 6, 5, 7, 8, 9], np.int64)
     loss = float(model.compute_loss({name: tf.constant(array) for name, array in batch.items()}))
 
-    queries = retrieval.embed_queries(tower, batch)
-    pool = np.r_[batch["label"] - 1, drawn]
-    counts = 6 * frequency / frequency.sum() + 4 / 12
-    logits = queries @ model.candidate_embeddings.numpy()[pool].T - np.log(counts / counts.max())[pool]
+    labels = batch["label"] - 1
+    counts = 4 / 12 + (5 * frequency / frequency.sum() if in_batch else np.zeros(12))
+    scores = retrieval.embed_queries(tower, batch) @ model.candidate_embeddings.numpy().T
     losses = []
-    for row, label in enumerate(batch["label"] - 1):
-        kept = [column for column, candidate in enumerate(pool) if candidate != label or column == row]
-        losses.append(math.log(np.exp(logits[row, kept]).sum()) - logits[row, row])
+    for row, label in enumerate(labels):
+        others = [labels[i] for i in range(6) if batch["user"][i] != batch["user"][row]] if in_batch else []
+        kept = [candidate for candidate in [*others, *drawn] if candidate != label]
+        total = np.exp(scores[row, label]) + (np.exp(scores[row, kept]) / counts[kept]).sum()
+        losses.append(math.log(total) - scores[row, label])
     assert loss == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pooling": "sum"},
+        {"pooling": "max"},
+        {"sampler": "log_uniform", "unique_negatives": True},
+        {"sampler": "uniform", "in_batch_negatives": False},
+        {"estimator": "tfrs"},
+        {"negatives": 100},  # more than there are candidates
+        {"batch_size": 1000},  # more than there are examples
+    ],
+)
+def test_every_setting_trains(settings):
+    model = train(examples(), **settings)
+    assert np.isfinite(model.candidate_embeddings.numpy()).all()
+    assert np.isfinite(retrieval.embed_queries(model.query_tower, examples(5, seed=2))).all()
+
+
+def test_an_unknown_number_says_that_it_is_unknown_and_a_known_0_does_not():
+    features = (FeatureSpec("age", "unit"),)
+    tower = retrieval.QueryTower(
+        features, vocabulary_sizes={}, embedding_dim=3, depth=0, longest_example_age_s=1.0
+    )
+    embedded = retrieval.embed_queries(tower, {"age": np.array([np.nan, 0.0, 0.5, 1.0], np.float32)})
+    assert np.isfinite(embedded).all()
+    assert not np.allclose(embedded[0], embedded[1])
+    assert embedded[2] == pytest.approx((embedded[1] + embedded[3]) / 2, abs=1e-6)
+
+
+def test_the_example_age_that_is_served_is_a_setting():
+    arrays = examples(4) | {"example_age_s": np.zeros(4, np.float32)}
+    tower = retrieval.QueryTower(
+        ALL, vocabulary_sizes=SIZES, embedding_dim=4, depth=0, longest_example_age_s=1e5,
+        serving_example_age_s=-3600.0,
+    )  # fmt: skip
+    earlier = tower(
+        {name: tf.constant(array) for name, array in arrays.items()}
+        | {"example_age_s": tf.fill([4], -3600.0)}
+    )
+    assert retrieval.embed_queries(tower, arrays) == pytest.approx(earlier.numpy(), abs=1e-6)
 
 
 def test_equal_seeds_give_equal_weights_and_other_seeds_other_ones():
@@ -160,9 +210,10 @@ def test_labels_outside_the_vocabulary_are_named():
 
 def test_a_training_that_diverges_stops_with_an_error():
     with pytest.raises(InputError, match=r"the training loss became (nan|inf)"):
-        train(examples(), learning_rate=1e30)
+        train(examples(), learning_rate=1e38, epochs=5, patience=5)
 
 
-def test_a_tower_needs_a_history():
-    with pytest.raises(ValueError, match="history"):
-        train(examples(), (AGE,))
+def test_a_tower_needs_inputs_and_no_continuous_ones_but_the_age():
+    for features in ((), (HISTORY, FeatureSpec("duration_s", "continuous"))):
+        with pytest.raises(ValueError, match="inputs"):
+            train(examples(), features)
