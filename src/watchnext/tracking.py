@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -30,6 +31,7 @@ EXECUTIONS = Path("mlruns/executions")
 
 EXECUTION_TAG = "watchnext.execution_id"
 STAGE_TAG = "watchnext.stage"
+STUDY_TAG = "watchnext.study"
 FROM_CACHE_TAG = "watchnext.from_cache"
 DATA_DIGEST_TAG = "watchnext.data_digest"
 
@@ -250,6 +252,43 @@ class Tracker:
                 self._log_report(run_id, report_dir)
             client.set_terminated(run_id, status)
         return run_id
+
+    def log_study(
+        self,
+        study: str,
+        *,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        files: Sequence[Path],
+    ) -> str:
+        """Log a study of the paper as a run of its own, outside of any pipeline execution, and return its id.
+
+        Args:
+            study: its name; the run carries it as a tag.
+            params: its settings.
+            metrics: its figures. Signs that MLflow takes in no name become spaces.
+            tags: further tags, without `watchnext.`.
+            files: its page and pictures, kept as artifacts.
+        """
+        with said_plainly(self.tracking_uri):
+            client = self._client()
+            commit = git_commit(self.root)
+            run_id = client.create_run(
+                self._experiment(),
+                run_name=f"study {study}",
+                tags={
+                    STUDY_TAG: study,
+                    **{f"watchnext.{name}": value for name, value in tags.items()},
+                    **({"mlflow.source.git.commit": commit} if commit else {}),
+                },
+            ).info.run_id
+            named = {re.sub(r"[^\w\-. /]", " ", name): value for name, value in metrics.items()}
+            self._log(run_id, params=params, metrics=named)
+            for path in files:
+                client.log_artifact(run_id, str(path))
+            client.set_terminated(run_id, "FINISHED")
+        return str(run_id)
 
     def logged_stages(self, parent_run_id: str) -> set[str]:
         """Names of the stages whose runs under this parent are complete (finished or failed)."""

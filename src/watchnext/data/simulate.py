@@ -203,9 +203,9 @@ class _Course:
     def _run_round(self, rows: np.ndarray) -> None:
         """At most one event of a user: `rows` of the arrivals, ascending."""
         kind = self._arrivals.kind[rows]
-        shown, *done = self._show_pages(rows[kind == PAGE])
-        done += [self._search(rows[kind == SEARCH]), self._follow_links(rows[kind == OUTSIDE])]
-        watched = _in_order(done)
+        shown, clicked = self._show_pages(rows[kind == PAGE])
+        asked, found = self._search(rows[kind == SEARCH])
+        watched = _in_order([clicked, found, self._follow_links(rows[kind == OUTSIDE])])
         self._remember(watched)
         watched = self._up_next(watched)
         self.watches.add({**watched, "watched_us": _watched_at(watched, self._arrivals)})
@@ -218,6 +218,8 @@ class _Course:
                 watched["user"],
                 watched["video"],
                 watched["completed"],
+                asked["user"],
+                self.world.queries(asked["topic"], asked["words"], asked["length"]).to_pylist(),
             )
         )
 
@@ -314,8 +316,12 @@ class _Course:
             "origin": sessions.surface[page],
         }
 
-    def _search(self, rows: np.ndarray) -> Columns:
-        """Somebody types words of a topic that they are after, and mostly watches one of the results."""
+    def _search(self, rows: np.ndarray) -> tuple[Columns, Columns]:
+        """Somebody types words of a topic that they are after, and mostly watches one of the results.
+
+        Returns:
+            The searches, and the watches that followed.
+        """
         world, noise, day = self.world, self.noise, self._day
         sessions, number = self._arrivals.sessions.take(rows), self._arrivals.number[rows]
         user = sessions.user
@@ -323,15 +329,14 @@ class _Course:
         interest = np.where(uniform(noise, Stream.TOPIC, user, day, number) < 0.8, sessions.salient, 0)
         topic = interests[np.arange(len(rows)), interest]
         luck = uniform(noise, Stream.WORDS, user[:, None], day, number[:, None], np.arange(4))
-        self.searches.add(
-            {
-                "user": user,
-                "searched_us": self._arrivals.at_us[rows],
-                "topic": topic,
-                "length": 1 + (luck[:, 0] * 2.6).astype(np.int64),
-                "words": (luck[:, 1:] ** 2 * WORDS_PER_TOPIC).astype(np.int64),
-            }
-        )
+        asked = {
+            "user": user,
+            "searched_us": self._arrivals.at_us[rows],
+            "topic": topic,
+            "length": 1 + (luck[:, 0] * 2.6).astype(np.int64),
+            "words": (luck[:, 1:] ** 2 * WORDS_PER_TOPIC).astype(np.int64),
+        }
+        self.searches.add(asked)
         low, high = self._topic_sum[world.topic_begin[topic]], self._topic_sum[world.topic_begin[topic + 1]]
         luck = uniform(noise, Stream.RESULT, user[:, None], day, number[:, None], np.arange(_RESULTS))
         place = (
@@ -339,7 +344,7 @@ class _Course:
         )
         found = world.by_topic[np.clip(place, 0, len(world.by_topic) - 1)]
         kept = (high > low) & (uniform(noise, Stream.FOLLOW, user, day, number) < 0.85)
-        return self._pick(rows, found, kept, _SEARCH_ORIGIN)
+        return asked, self._pick(rows, found, kept, _SEARCH_ORIGIN)
 
     def _follow_links(self, rows: np.ndarray) -> Columns:
         """Links from elsewhere: a few videos are met by their reach, and one of them is watched."""

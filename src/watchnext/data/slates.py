@@ -6,7 +6,8 @@ Policies learn from logs alone: nothing here knows the truth of the simulated wo
 
 import copy
 import functools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -177,6 +178,8 @@ class Feedback:
         watch_user: int32 [num_watches], in the order of watching within a user; clicks included.
         watch_video: int32 [num_watches].
         completed: bool [num_watches].
+        search_user: int32 [num_searches], at most one search of a user; what it led to is among the watches.
+        search_query: [num_searches], what was typed.
     """
 
     shown_user: np.ndarray
@@ -186,6 +189,8 @@ class Feedback:
     watch_user: np.ndarray
     watch_video: np.ndarray
     completed: np.ndarray
+    search_user: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    search_query: Sequence[str] = ()
 
 
 class Policy(Protocol):
