@@ -8,7 +8,7 @@ import difflib
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -48,6 +48,7 @@ class TrainingParams(Section):
     """Section `training` of params.yaml: what both training stages share."""
 
     deterministic: bool = True
+    checkpoint_every_s: float = Field(default=300.0, ge=0)
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from watchnext.errors import InputError
 from watchnext.features.batches import FeatureSpec
 from watchnext.features.quantiles import BELOW_ONE
 from watchnext.models import training
+from watchnext.models.checkpoints import Checkpoints
 from watchnext.models.losses import expected_watch_time_s, weighted_logistic_loss
 from watchnext.models.towers import (
     EmbeddingTable,
@@ -198,6 +199,7 @@ def train(
     evaluate: Callable[[RankingModel], Mapping[str, float]],
     objective: str = "weighted_pairwise_loss",
     where: str = "train_ranking",
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[RankingModel, training.Training]:
     """Train ranking.
 
@@ -219,6 +221,7 @@ def train(
         evaluate: metrics of the model on the tuning day; empty where there is none.
         objective: which of them decides on the epoch; less is better.
         where: named in errors and progress.
+        checkpoints: see `training.fit`.
 
     Raises:
         InputError: there are no examples, none of them is clicked with watch time, or the loss became NaN.
@@ -267,6 +270,7 @@ def train(
         objective=objective,
         maximise=False,
         where=where,
+        checkpoints=checkpoints,
     )
     return model, outcome
 

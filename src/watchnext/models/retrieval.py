@@ -14,6 +14,7 @@ import tensorflow_recommenders as tfrs
 from watchnext.errors import InputError
 from watchnext.features.batches import FeatureSpec
 from watchnext.models import training
+from watchnext.models.checkpoints import Checkpoints
 from watchnext.models.losses import Estimator, sampled_softmax_loss
 from watchnext.models.samplers import Sampler, SamplerKind, expected_candidate_count, make_sampler
 from watchnext.models.towers import (
@@ -109,7 +110,8 @@ class QueryTower(tf.keras.Model):
             values = inputs[spec.name]
             if spec.kind == "multivalent":
                 if training and spec.name == HISTORY and self.watch_dropout:
-                    values = tf.where(tf.random.uniform(tf.shape(values)) < self.watch_dropout, 0, values)
+                    drawn = tf.random.get_global_generator().uniform(tf.shape(values))
+                    values = tf.where(drawn < self.watch_dropout, 0, values)
                 parts.append(self.tables[spec.space or spec.name].pool(values, self.pooling))
                 # How much is known: the mean hides whether it is over one or over fifty.
                 known = tf.reduce_sum(tf.cast(inputs[spec.name] > 0, tf.float32), axis=1, keepdims=True)
@@ -232,6 +234,7 @@ def train(
     serving_example_age_s: float = 0.0,
     objective: str = "map",
     where: str = "train_retrieval",
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[RetrievalModel, training.Training]:
     """Train candidate generation.
 
@@ -259,6 +262,7 @@ def train(
         serving_example_age_s: example age that is served, in seconds: 0 or slightly below.
         objective: which of the metrics decides on the epoch; more is better.
         where: named in errors and progress.
+        checkpoints: see `training.fit`.
 
     Raises:
         InputError: there are no examples, an example's label is not in the vocabulary, or the loss became NaN.
@@ -310,6 +314,7 @@ def train(
         objective=objective,
         maximise=True,
         where=where,
+        checkpoints=checkpoints,
     )
     return model, outcome
 

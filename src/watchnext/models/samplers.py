@@ -37,7 +37,7 @@ class Sampler:
         Returns:
             int32 [num]; with `unique` [at most num].
         """
-        places = tf.random.uniform([num], dtype=tf.float64) * self._cumulative[-1]
+        places = tf.random.get_global_generator().uniform([num], dtype=tf.float64) * self._cumulative[-1]
         rows = tf.minimum(tf.searchsorted(self._cumulative, places, side="right"), self._last)
         return tf.unique(rows).y if unique else rows
 

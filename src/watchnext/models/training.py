@@ -1,4 +1,5 @@
-"""What training both models shares: batches, epochs chosen on the tuning day, determinism, and the stop at NaN."""
+"""What training both models shares: batches, epochs chosen on the tuning day, determinism, going on after a kill,
+and the stop at NaN."""
 
 import dataclasses
 import hashlib
@@ -14,6 +15,7 @@ import tensorflow as tf
 from watchnext.console import say, track
 from watchnext.errors import InputError
 from watchnext.features.batches import read_examples
+from watchnext.models.checkpoints import Checkpoints
 
 Curves = dict[str, list[tuple[int, float]]]
 """Metric name -> [(epoch from 1, value), ...]."""
@@ -35,9 +37,13 @@ class Training:
 def start(seed: int, *, deterministic: bool) -> None:
     """Seed Python, NumPy and TensorFlow, and ask for deterministic ops; call before a model is built.
 
-    Determinism holds for the rest of the process: TensorFlow has no way back.
+    What is drawn within a training step comes from `tf.random.get_global_generator()`: its state is a variable,
+    which a checkpoint holds, while that of `tf.random.uniform` is hidden in the op. Determinism holds for the rest
+    of the process: TensorFlow has no way back.
     """
     tf.keras.utils.set_random_seed(seed)
+    # Reset, not replaced: functions that were traced before hold on to the generator's variable.
+    tf.random.get_global_generator().reset_from_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
 
@@ -77,7 +83,13 @@ def require_examples(column: np.ndarray, where: str) -> None:
 
 
 def shuffled_batches(
-    arrays: Mapping[str, np.ndarray], *, batch_size: int, epochs: int, seed: int
+    arrays: Mapping[str, np.ndarray],
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    first_epoch: int = 0,
+    first_step: int = 0,
 ) -> tf.data.Dataset:
     """Batches of all examples, in an order that the seed decides and that differs between epochs.
 
@@ -87,29 +99,25 @@ def shuffled_batches(
     Args:
         arrays: name -> [num_examples, ...].
         batch_size: examples per batch; num_examples where there are fewer.
-        epochs: how many passes the data set holds.
+        epochs: how many passes there are.
         seed: decides the order.
+        first_epoch: from 0, the pass that the data set begins with ...
+        first_step: ... and the batch of it, from 0: what a training that goes on has not seen yet.
 
     Returns:
         A data set of name -> [batch_size, ...]; an epoch is `num_steps` elements.
     """
     rows = _num_rows(arrays)
-    batch_size = min(batch_size, rows)
-    steps = rows // batch_size
     tensors = {name: tf.constant(array) for name, array in arrays.items()}
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(rows), seed=tf.stack([tf.constant(seed, tf.int64), number])
-        )
-        return tf.data.Dataset.from_tensor_slices(
-            tf.reshape(order[: steps * batch_size], [steps, batch_size])
-        )
+        return tf.data.Dataset.from_tensor_slices(_batch_rows(rows, batch_size, seed, number))
 
     def gather(index: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.gather(tensor, index) for name, tensor in tensors.items()}
 
-    return tf.data.Dataset.range(epochs).flat_map(epoch).map(gather).prefetch(2)
+    epochs_left = tf.data.Dataset.range(first_epoch, epochs)
+    return epochs_left.flat_map(epoch).skip(first_step).map(gather).prefetch(2)
 
 
 def num_steps(arrays: Mapping[str, np.ndarray], batch_size: int) -> int:
@@ -130,11 +138,13 @@ def fit(
     objective: str,
     maximise: bool,
     where: str,
+    checkpoints: Checkpoints | None = None,
 ) -> Training:
     """Train a compiled model until the tuning day stops improving, and keep the best epoch's weights.
 
     Args:
-        model: compiled; its `train_step` reports `total_loss`.
+        model: compiled; its `train_step` reports `total_loss`, and draws random numbers from TensorFlow's global
+            generator (see `start`), whose state a checkpoint holds.
         arrays: name -> [num_examples, ...], the training examples.
         batch_size: examples per step.
         epochs: at most this many passes.
@@ -146,29 +156,90 @@ def fit(
         objective: which of the metrics decides.
         maximise: whether more of it is better.
         where: named in errors and progress, e.g. the stage.
+        checkpoints: where the state is kept while training goes on, and found again after a kill. They are
+            left there: whoever has stored the outcome removes them. None for no checkpoints.
 
     Raises:
-        InputError: the loss is no longer a number.
+        InputError: the loss, or a weight, is no longer a number. The last checkpoint from before stays.
     """
     steps = num_steps(arrays, batch_size)
-    callback = _TuningDay(
-        steps=steps,
-        epochs=epochs,
-        patience=patience,
-        evaluate=evaluate,
-        objective=objective,
-        maximise=maximise,
-        where=where,
+    stored = checkpoints.load() if checkpoints is not None else None
+    progress = _Progress() if stored is None else _Progress(**stored[0], best_weights=stored[1])
+    batches = iter(
+        shuffled_batches(
+            arrays,
+            batch_size=batch_size,
+            epochs=epochs,
+            seed=seed,
+            first_epoch=progress.epochs_done,
+            first_step=progress.step,
+        )
     )
-    model.fit(
-        shuffled_batches(arrays, batch_size=batch_size, epochs=epochs, seed=seed),
-        epochs=epochs,
-        steps_per_epoch=steps,
-        verbose=0,
-        callbacks=[callback],
+    train_step = model.make_train_function()
+    # Traced before anything is restored: that makes every variable.
+    train_step.get_concrete_function(batches)
+    state = {"model": model, "optimizer": model.optimizer, "generator": tf.random.get_global_generator()}
+    if checkpoints is not None and stored is not None:
+        checkpoints.restore(state)
+        say(
+            f"{where}: goes on from its checkpoint, after step {progress.step} of {steps} of epoch "
+            f"{progress.epochs_done + 1}"
+            if progress.step
+            else f"{where}: goes on from its checkpoint, after epoch {progress.epochs_done} of {epochs}"
+        )
+
+    def stop(what: str) -> InputError:
+        return _diverged(
+            what,
+            arrays,
+            rows=_batch_rows(_num_rows(arrays), batch_size, seed, progress.epochs_done)[progress.step - 1],
+            where=f"{where}, epoch {progress.epochs_done + 1}, step {progress.step} of {steps}",
+            checkpoint=checkpoints.latest() if checkpoints is not None else None,
+        )
+
+    def check_weights() -> None:
+        # A gradient can be infinite where the loss is not: what is kept has to be good.
+        if not all_finite(model.weights):
+            raise stop("a weight is no longer a number")
+
+    def save(checkpoints: Checkpoints) -> None:
+        checkpoints.save(
+            state,
+            progress.stored(),
+            step=progress.epochs_done * steps + progress.step,
+            best_epoch=progress.best_epoch,
+            best_weights=progress.best_weights,
+        )
+
+    while progress.epochs_done < epochs and not progress.has_lost_patience(patience):
+        number = progress.epochs_done + 1
+        for _ in track(range(progress.step, steps), f"{where}, epoch {number}/{epochs}"):
+            loss = float(train_step(batches)["total_loss"])
+            progress.step += 1
+            if not math.isfinite(loss):
+                raise stop(f"the training loss became {loss}")
+            progress.loss_sum += loss
+            if checkpoints is not None and progress.step < steps and checkpoints.due():
+                check_weights()
+                save(checkpoints)
+        check_weights()
+        metrics = {"loss": progress.loss_sum / steps, **evaluate()}
+        say(
+            f"{where}, epoch {number}: " + ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+        )
+        if progress.end_epoch(metrics, objective, maximise=maximise, where=where):
+            progress.best_weights = model.get_weights()
+        if checkpoints is not None and checkpoints.due_after_epoch():
+            save(checkpoints)
+    model.set_weights(progress.best_weights)
+    return Training(best_epoch=progress.best_epoch, curves=progress.curves)
+
+
+def all_finite(weights: Sequence[tf.Variable]) -> bool:
+    """Whether every floating-point value of `weights` is a number."""
+    return all(
+        bool(tf.reduce_all(tf.math.is_finite(variable))) for variable in weights if variable.dtype.is_floating
     )
-    model.set_weights(callback.best_weights)
-    return Training(best_epoch=callback.best_epoch, curves=callback.curves)
 
 
 def weights_digest(weights: Sequence[tf.Variable]) -> str:
@@ -181,78 +252,101 @@ def weights_digest(weights: Sequence[tf.Variable]) -> str:
     return digest.hexdigest()
 
 
-class _TuningDay(tf.keras.callbacks.Callback):
-    """Progress, the stop at NaN, and the choice of the epoch."""
+@dataclasses.dataclass
+class _Progress:
+    """How far a training has come; with the variables, all that a checkpoint needs.
 
-    def __init__(
-        self,
-        *,
-        steps: int,
-        epochs: int,
-        patience: int,
-        evaluate: Callable[[], Mapping[str, float]],
-        objective: str,
-        maximise: bool,
-        where: str,
-    ) -> None:
-        super().__init__()
-        self.steps = steps
-        self.epochs = epochs
-        self.patience = patience
-        self.evaluate = evaluate
-        self.objective = objective
-        self.sign = 1.0 if maximise else -1.0
-        self.where = where
-        self.curves: Curves = {}
-        self.best_epoch = 0
-        self.best_weights: list[np.ndarray] = []
-        self._best = -math.inf
-        self._said_absent = False
-        self._losses: list[float] = []
-        self._progress: Any = iter(())
+    Attributes:
+        epochs_done: complete passes.
+        step: steps done of the pass that follows.
+        loss_sum: of those steps.
+        curves: see Training.
+        best_epoch: from 1; 0 before the first pass ended.
+        best_value: the largest objective so far, negated where less is better; None before there was a finite one.
+        best_weights: the model's weights after that epoch.
+        said_absent: whether the reader was told that the objective is not a number.
+    """
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._losses = []
-        self._progress = iter(track(range(self.steps), f"{self.where}, epoch {epoch + 1}/{self.epochs}"))
-        next(self._progress, None)
+    epochs_done: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    curves: Curves = dataclasses.field(default_factory=dict)
+    best_epoch: int = 0
+    best_value: float | None = None
+    best_weights: list[np.ndarray] = dataclasses.field(default_factory=list)
+    said_absent: bool = False
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        loss = float((logs or {})["total_loss"])
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the training loss became {loss}",
-                where=f"{self.where}, epoch {len(self.curves.get('loss', [])) + 1}, step {batch + 1}",
-                remedy="lower learning_rate, or look for absurd values in the continuous features",
-            )
-        self._losses.append(loss)
-        next(self._progress, None)
+    def __post_init__(self) -> None:
+        self.curves = {
+            name: [(epoch, value) for epoch, value in points] for name, points in self.curves.items()
+        }
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        number = epoch + 1
-        metrics = {"loss": float(np.mean(self._losses)), **self.evaluate()}
+    def stored(self) -> dict[str, Any]:
+        """All but the weights, as JSON."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "best_weights"]
+        return {name: getattr(self, name) for name in names}
+
+    def has_lost_patience(self, patience: int) -> bool:
+        """Whether so many passes went by without a better one."""
+        return self.epochs_done - self.best_epoch >= patience
+
+    def end_epoch(self, metrics: Mapping[str, float], objective: str, *, maximise: bool, where: str) -> bool:
+        """Take the metrics of a complete pass in. Returns whether it is the best so far."""
+        self.epochs_done += 1
+        self.step, self.loss_sum = 0, 0.0
         for name, value in metrics.items():
-            self.curves.setdefault(name, []).append((number, value))
-        say(
-            f"{self.where}, epoch {number}: "
-            + ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-        )
-        value = metrics.get(self.objective, math.nan)
+            self.curves.setdefault(name, []).append((self.epochs_done, value))
+        value = metrics.get(objective, math.nan)
         if math.isfinite(value):
-            better = self.sign * value > self._best
-            self._best = max(self._best, self.sign * value)
+            signed = value if maximise else -value
+            better = self.best_value is None or signed > self.best_value
+            if better:
+                self.best_value = signed
         else:
             better = True
-            if self.objective in metrics and not self._said_absent:
-                self._said_absent = True
+            if objective in metrics and not self.said_absent:
+                self.said_absent = True
                 say(
-                    f"{self.where}: {self.objective} of the tuning day is {value}, so no epoch can be chosen by it "
+                    f"{where}: {objective} of the tuning day is {value}, so no epoch can be chosen by it "
                     "and the last one is kept"
                 )
         if better:
-            self.best_epoch = number
-            self.best_weights = self.model.get_weights()
-        elif number - self.best_epoch >= self.patience:
-            self.model.stop_training = True
+            self.best_epoch = self.epochs_done
+        return better
+
+
+def _diverged(
+    what: str, arrays: Mapping[str, np.ndarray], *, rows: tf.Tensor, where: str, checkpoint: Path | None
+) -> InputError:
+    """The error for a training that can not go on, with the batch that it stopped at."""
+    batch = np.sort(rows.numpy())
+    offenders = [
+        "examples " + ", ".join(map(str, batch[:8])) + (f", ... ({len(batch)})" if len(batch) > 8 else "")
+    ]
+    for name, array in arrays.items():
+        if array.dtype.kind == "f":
+            values = array[batch]
+            finite = values[np.isfinite(values)]
+            extremes = f"from {finite.min():.6g} to {finite.max():.6g}" if finite.size else "without a number"
+            strange = values.size - finite.size
+            offenders.append(f"{name} {extremes}" + (f", {strange} not finite" if strange else ""))
+    kept = f"; the last good checkpoint is kept in {checkpoint}" if checkpoint is not None else ""
+    return InputError(
+        what,
+        where=where,
+        offenders=offenders,
+        remedy="lower learning_rate, or look for absurd values in the continuous features" + kept,
+    )
+
+
+def _batch_rows(rows: int, batch_size: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
+    """Which examples make up each batch of an epoch (from 0), int32 [num_steps, batch_size]."""
+    batch_size = min(batch_size, rows)
+    steps = rows // batch_size
+    order = tf.random.experimental.stateless_shuffle(
+        tf.range(rows), seed=tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
+    )
+    return tf.reshape(order[: steps * batch_size], [steps, batch_size])
 
 
 def _num_rows(arrays: Mapping[str, np.ndarray]) -> int:

@@ -11,6 +11,8 @@ A stage is a plain function named after its module. Its signature says what it n
 * parameters annotated with a settings section get it, checked (`params` is the stage's own); `seed` gets the seed.
 * `pipeline_run` gets a function that returns the id of this pipeline execution's MLflow run, made on first call.
 * `previous_metrics` gets the metrics of the last run whose outputs are all still there, or None.
+* `checkpoints` gets a folder outside of all outputs, which DVC does not clear away: what a killed stage left there
+  it finds again. It is removed when the outputs are in place.
 
 It returns flat metrics, or None for "there was nothing to do; the outputs of last time stand".
 """
@@ -42,6 +44,7 @@ from watchnext.console import say
 from watchnext.errors import InputError
 from watchnext.tracking import Tracker, flatten
 
+CHECKPOINTS_DIR = Path(".checkpoints")
 METRICS_DIR = Path("metrics")
 REPORTS_DIR = Path("reports")
 
@@ -138,6 +141,9 @@ def run(call: Call, tracker: Tracker, execution_id: str) -> Metrics | None:
         arguments["pipeline_run"] = lambda: tracker.pipeline_run(execution_id)
     if "previous_metrics" in inspect.signature(call.function).parameters:
         arguments["previous_metrics"] = _previous_metrics(call)
+    checkpoints = CHECKPOINTS_DIR / call.stage
+    if "checkpoints" in inspect.signature(call.function).parameters:
+        arguments["checkpoints"] = checkpoints
     metrics: Metrics | None = None
     try:
         metrics = call.function(**arguments)
@@ -145,6 +151,8 @@ def run(call: Call, tracker: Tracker, execution_id: str) -> Metrics | None:
             for name, path in call.outputs.items():
                 _swap_in(staged[name], path)
             _write_json(call.metrics_path, metrics)
+            if "checkpoints" in arguments:
+                _remove(checkpoints)
     except BaseException:
         if "out_report" in staged and staged["out_report"].exists():
             _swap_in(staged["out_report"], call.outputs["out_report"])

@@ -24,9 +24,17 @@ class Params(Section):
 
 
 def train_ranking(
-    params: Params, training: TrainingParams, seed: int, features: Path, out_model: Path, out_report: Path
+    params: Params,
+    training: TrainingParams,
+    seed: int,
+    features: Path,
+    out_model: Path,
+    out_report: Path,
+    checkpoints: Path | None = None,
 ) -> dict[str, float | int | str]:
     """Train the ranker.
+
+    A stage that is run again after it was killed goes on from what it finds in `checkpoints`.
 
     Raises:
         InputError: there are no training examples, nothing was clicked, or training diverged.
@@ -36,6 +44,7 @@ def train_ranking(
     from watchnext.features.batches import Encoder
     from watchnext.models import ranking
     from watchnext.models import training as fitting
+    from watchnext.models.checkpoints import Checkpoints
 
     out_model.mkdir(parents=True)
     out_report.mkdir(parents=True, exist_ok=True)
@@ -68,6 +77,19 @@ def train_ranking(
         vocabulary_sizes=encoder.sizes,
         boundaries=encoder.quantiles,
         seed=seed,
+        checkpoints=Checkpoints.of(
+            checkpoints,
+            settings={
+                "train_ranking": params.model_dump(),
+                "training": training.model_dump(exclude={"checkpoint_every_s"}),
+                "seed": seed,
+                "features": encoder.manifest,
+            },
+            examples=examples,
+            every_s=training.checkpoint_every_s,
+        )
+        if checkpoints is not None
+        else None,
         evaluate=evaluate,
         objective="tuning_weighted_pairwise_loss",
         **params.model_dump(),

@@ -52,9 +52,17 @@ class Params(Section):
 
 
 def train_retrieval(
-    params: Params, training: TrainingParams, seed: int, features: Path, out_model: Path, out_report: Path
+    params: Params,
+    training: TrainingParams,
+    seed: int,
+    features: Path,
+    out_model: Path,
+    out_report: Path,
+    checkpoints: Path | None = None,
 ) -> dict[str, float | int | str]:
     """Train the query tower and the candidate embeddings.
+
+    A stage that is run again after it was killed goes on from what it finds in `checkpoints`.
 
     Raises:
         InputError: there are no training examples, every input is switched off, or training diverged.
@@ -65,6 +73,7 @@ def train_retrieval(
     from watchnext.features.batches import Encoder
     from watchnext.models import retrieval
     from watchnext.models import training as fitting
+    from watchnext.models.checkpoints import Checkpoints
 
     out_model.mkdir(parents=True)
     out_report.mkdir(parents=True, exist_ok=True)
@@ -103,6 +112,19 @@ def train_retrieval(
         inputs,
         vocabulary_sizes=encoder.sizes,
         seed=seed,
+        checkpoints=Checkpoints.of(
+            checkpoints,
+            settings={
+                "train_retrieval": params.model_dump(),
+                "training": training.model_dump(exclude={"checkpoint_every_s"}),
+                "seed": seed,
+                "features": encoder.manifest,
+            },
+            examples=examples,
+            every_s=training.checkpoint_every_s,
+        )
+        if checkpoints is not None
+        else None,
         evaluate=evaluate,
         objective="tuning_map",
         **params.model_dump(exclude={"tuning_events", "inputs"}),

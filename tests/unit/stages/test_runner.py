@@ -172,3 +172,27 @@ def test_an_execution_is_alive_until_its_process_ends() -> None:
 def test_unknown_stage_is_refused_by_name(capfd: pytest.CaptureFixture[str]) -> None:
     assert _runner.main(["train_rankin"]) == 2
     assert "train_ranking" in capfd.readouterr().err
+
+
+def test_checkpoints_survive_a_failure_and_go_when_the_outputs_are_in_place(
+    tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail when they were removed with the staged outputs, and when they were left after success."""
+    monkeypatch.chdir(tmp_path)
+    failures = [True]
+
+    def trains(out_table: Path, out_report: Path, checkpoints: Path) -> Mapping[str, float]:
+        found = (checkpoints / "step").exists()
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        (checkpoints / "step").touch()
+        if failures.pop():
+            raise InputError("the loss became nan")
+        return {"found": found}
+
+    with pytest.raises(InputError, match="nan"):
+        _runner.run(call_of(trains, tmp_path), tracker, "1-1.00")
+    (kept,) = (tmp_path / ".checkpoints").glob("*/step")
+    assert kept.parent.name == "featurize"
+    failures.append(False)
+    assert _runner.run(call_of(trains, tmp_path), tracker, "1-1.00") == {"found": True}
+    assert not kept.parent.exists()
