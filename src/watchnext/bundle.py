@@ -1,11 +1,12 @@
 """The one servable artifact: a directory, moved as a whole, verified whenever it is opened.
 
     manifest.json     format, sha256 of every other file, source, digests of data and settings,
-                      trained_until_at, the models' inputs, library versions
+                      trained_until_at, the models' inputs, library versions, and the settings `recommend`
     query_tower/      SavedModel: history, ... -> embedding [B, D]
     ranker/           SavedModel: ranking inputs [N] -> expected_watch_time_s [N]
     index/            ScaNN, the candidate embeddings [V, D], and which video stands in which row
     features/         vocabularies, quantiles, facts about videos, their statistics as of the last day
+    sources/          tables of the candidate sources beside the tower, format 2
 
 Towers, index, vocabularies and ranker can so never come from different trainings. Opening a bundle reads no
 pickle and follows no link: a file that the manifest does not list is refused, and so is a changed one.
@@ -29,7 +30,12 @@ import pyarrow.parquet as pq
 
 from watchnext.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
+"""What is written. Format 1 had neither `sources/` nor `recommend`; see READABLE and `Bundle.recommend`."""
+
+READABLE = (1, 2)
+"""Formats that are still opened, so that a champion stays comparable and can be served until it is replaced."""
+
 MANIFEST = "manifest.json"
 
 LIBRARIES = ("watchnext", "tensorflow", "tf-keras", "scann", "numpy", "pyarrow")
@@ -113,6 +119,19 @@ class Bundle:
     def features(self) -> Path:
         return self.path / "features"
 
+    @property
+    def sources(self) -> Path:
+        return self.path / "sources"
+
+    @property
+    def recommend(self) -> Mapping[str, Any]:
+        """`exclude` and `sources`, the settings that it was measured and is served with.
+
+        A bundle of format 1 is served as it always was: without what was watched, by the tower alone, and by what is
+        popular where that names too few.
+        """
+        return self.manifest.get("recommend", {"exclude": "watched", "sources": {"tower": 199, "popular": 1}})
+
 
 def read_digest(path: Path) -> str:
     """The digest of the bundle in `path`, read from its manifest alone: which bundle it claims to be.
@@ -123,8 +142,19 @@ def read_digest(path: Path) -> str:
     return _digest_of(_read_manifest(path))
 
 
-def write_bundle(out: Path, *, features: Path, retrieval: Path, index: Path, ranking: Path) -> Bundle:
+def write_bundle(
+    out: Path,
+    *,
+    features: Path,
+    retrieval: Path,
+    index: Path,
+    ranking: Path,
+    sources: Path,
+    recommend: Mapping[str, Any],
+) -> Bundle:
     """Assemble a bundle in the new directory `out` from the outputs of the stages, and verify it.
+
+    `recommend` is the section of that name.
 
     Raises:
         InputError: the parts come from different trainings, or one of them is incomplete.
@@ -136,6 +166,7 @@ def write_bundle(out: Path, *, features: Path, retrieval: Path, index: Path, ran
             ("retrieval", retrieval),
             ("index", index),
             ("ranking", ranking),
+            ("sources", sources),
         )
     }
     _check_one_training(manifests, features=features, retrieval=retrieval)
@@ -144,6 +175,7 @@ def write_bundle(out: Path, *, features: Path, retrieval: Path, index: Path, ran
     shutil.copytree(ranking / "ranker", out / "ranker")
     shutil.copytree(index, out / "index")
     shutil.copy2(retrieval / "candidate_embeddings.npy", out / "index" / "candidate_embeddings.npy")
+    shutil.copytree(sources / "tables", out / "sources")
     for name in ("vocabularies", "videos"):
         shutil.copytree(features / name, out / "features" / name)
     for name in (MANIFEST, "quantiles.json"):
@@ -151,6 +183,7 @@ def write_bundle(out: Path, *, features: Path, retrieval: Path, index: Path, ran
     _copy_last_day(features / "video_statistics", out / "features" / "video_statistics")
 
     params = {name: manifest.get("params", {}) for name, manifest in manifests.items()}
+    params["recommend"] = dict(recommend)
     content = {
         "format": FORMAT,
         "source": manifests["features"]["source"],
@@ -161,6 +194,7 @@ def write_bundle(out: Path, *, features: Path, retrieval: Path, index: Path, ran
         "trained_until_at": manifests["features"]["trained_until_at"],
         "inputs": {name: manifests[name]["inputs"] for name in ("retrieval", "ranking")},
         "embedding_dim": manifests["retrieval"]["embedding_dim"],
+        "recommend": dict(recommend),
         "libraries": _library_versions(),
         "files": {
             path.relative_to(out).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
@@ -215,9 +249,10 @@ def _copy_last_day(statistics: Path, out: Path) -> None:
 def _read_manifest(path: Path) -> Mapping[str, Any]:
     manifest = _read_json(path / MANIFEST)
     found = manifest.get("format")
-    if found != FORMAT:
+    if found not in READABLE:
         raise InputError(
-            f"this bundle has format {found!r}, and this version of watchnext reads format {FORMAT}",
+            f"this bundle has format {found!r}, and this version of watchnext reads formats"
+            f" {' and '.join(map(str, READABLE))}",
             where=str(path / MANIFEST),
             remedy="install the watchnext that wrote it, or package anew with `dvc repro`",
         )

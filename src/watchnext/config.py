@@ -6,9 +6,9 @@ The section classes stand where their settings are used: a stage's in the stage'
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -23,6 +23,7 @@ STAGES = (
     "featurize",
     "train_retrieval",
     "build_index",
+    "nominate",
     "train_ranking",
     "evaluate",
     "package",
@@ -31,7 +32,7 @@ STAGES = (
 )
 """Every stage in pipeline order: stage name in dvc.yaml = module in `stages` = section in params.yaml."""
 
-SHARED_SECTIONS = ("seed", "engine", "training")
+SHARED_SECTIONS = ("seed", "engine", "training", "recommend")
 """Settings that more than one stage uses."""
 
 
@@ -49,6 +50,33 @@ class TrainingParams(Section):
 
     deterministic: bool = True
     checkpoint_every_s: float = Field(default=300.0, ge=0)
+
+
+Exclude = Literal["none", "watched", "shown"]
+"""Which videos are not recommended: none is left out, what the user had begun to watch, or what was shown as well."""
+
+
+class SourceQuotas(Section):
+    """Section `recommend.sources`: how many of a request's candidates each source names; 0 leaves it out."""
+
+    tower: int = Field(default=120, ge=1)
+    co_watched: int = Field(default=40, ge=0)
+    popular: int = Field(default=20, ge=0)
+    channels: int = Field(default=10, ge=0)
+    fresh: int = Field(default=10, ge=0)
+
+    @model_validator(mode="after")
+    def _tower_first(self) -> "SourceQuotas":
+        if self.tower < max(self.co_watched, self.popular, self.channels, self.fresh):
+            raise ValueError("the tower's share has to be the largest")
+        return self
+
+
+class RecommendParams(Section):
+    """Section `recommend` of params.yaml: what is measured, packaged and served alike."""
+
+    exclude: Exclude = "watched"
+    sources: SourceQuotas = SourceQuotas()
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:

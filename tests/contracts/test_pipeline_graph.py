@@ -88,6 +88,8 @@ def test_defaults_in_params_yaml_are_the_defaults_of_the_code() -> None:
         assert written == module.Params(), stage
         missing = set(module.Params.model_fields) - set(content[stage] or {})
         assert not missing, f"params.yaml, {stage}: write down {sorted(missing)}"
+    recommend = config.load_section("recommend", config.RecommendParams, ROOT / "params.yaml")
+    assert recommend == config.RecommendParams()
 
 
 def test_no_stage_reads_the_truth_of_the_simulated_world() -> None:

@@ -38,6 +38,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "featurize": ("data/features",),
     "train_retrieval": ("data/retrieval",),
     "build_index": ("data/index",),
+    "nominate": ("data/sources",),
     "train_ranking": ("data/ranking",),
     "package": ("data/bundle",),
 }

@@ -11,7 +11,15 @@ from watchnext import config
 
 pytestmark = pytest.mark.pipeline
 
-STAGES_BEFORE_RANKING = ("simulate", "ingest", "validate", "featurize", "train_retrieval", "build_index")
+STAGES_BEFORE_RANKING = (
+    "simulate",
+    "ingest",
+    "validate",
+    "featurize",
+    "train_retrieval",
+    "build_index",
+    "nominate",
+)
 
 
 def ran(printed: str) -> list[str]:
@@ -210,6 +218,7 @@ def test_the_truth_of_the_world_reaches_no_artifact(copy_of_finished: Project) -
         "featurize",
         "train_retrieval",
         "build_index",
+        "nominate",
         "train_ranking",
         "evaluate",
     ):

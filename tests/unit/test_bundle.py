@@ -19,7 +19,7 @@ UNTIL = "2026-01-15T00:00:00+00:00"
 
 def make_parts(root: Path, videos: int = 3) -> dict[str, Path]:
     """Outputs of the stages, as small as they can be; the models are files with a few bytes."""
-    parts = {name: root / name for name in ("features", "retrieval", "index", "ranking")}
+    parts = {name: root / name for name in ("features", "retrieval", "index", "ranking", "sources")}
 
     def write_json(path: Path, **content: object) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,14 +64,22 @@ def make_parts(root: Path, videos: int = 3) -> dict[str, Path]:
     write_json(
         parts["ranking"] / "manifest.json", inputs=["video"], trained_until_at=UNTIL, params={"epochs": 2}
     )
+    write_json(parts["sources"] / "manifest.json", trained_until_at=UNTIL, params={"neighbours": 1})
+    (parts["sources"] / "tables" / "co_watched").mkdir(parents=True)
+    np.save(parts["sources"] / "tables" / "co_watched" / "neighbours.npy", np.zeros((videos, 1), np.int32))
     (parts["ranking"] / "ranker").mkdir()
     (parts["ranking"] / "ranker" / "saved_model.pb").write_bytes(b"ranker")
     return parts
 
 
+def packaged(out: Path, **parts: Path) -> Bundle:
+    """A bundle of these parts with settings that stand for any."""
+    return write_bundle(out, **parts, recommend={"exclude": "shown", "sources": {"tower": 2}})
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    return write_bundle(tmp_path / "bundle", **make_parts(tmp_path / "parts"))
+    return packaged(tmp_path / "bundle", **make_parts(tmp_path / "parts"))
 
 
 def test_a_bundle_says_what_it_is_made_of(bundle: Bundle) -> None:
@@ -90,6 +98,7 @@ def test_a_bundle_says_what_it_is_made_of(bundle: Bundle) -> None:
         "query_tower/saved_model.pb",
         "query_tower/variables/variables.index",
         "ranker/saved_model.pb",
+        "sources/co_watched/neighbours.npy",
     }
     assert bundle.manifest["libraries"]["tensorflow"].startswith("2.20")
     assert (bundle.query_tower / "saved_model.pb").read_bytes() == b"tower"
@@ -104,23 +113,23 @@ def test_the_statistics_are_those_of_the_last_day(bundle: Bundle) -> None:
 
 
 def test_equal_parts_give_the_same_digest_wherever_they_are(bundle: Bundle, tmp_path: Path) -> None:
-    elsewhere = write_bundle(tmp_path / "b", **make_parts(tmp_path / "again"))
+    elsewhere = packaged(tmp_path / "b", **make_parts(tmp_path / "again"))
     assert elsewhere.digest == bundle.digest == read_digest(bundle.path)
     other = make_parts(tmp_path / "other")
     (other["ranking"] / "ranker" / "saved_model.pb").write_bytes(b"rankeR")
-    assert write_bundle(tmp_path / "c", **other).digest != bundle.digest
+    assert packaged(tmp_path / "c", **other).digest != bundle.digest
 
 
 def test_the_settings_digest_follows_the_settings_alone(bundle: Bundle, tmp_path: Path) -> None:
     weights = make_parts(tmp_path / "weights")
     (weights["ranking"] / "ranker" / "saved_model.pb").write_bytes(b"rankeR")
-    assert write_bundle(tmp_path / "b", **weights).params_digest == bundle.params_digest
+    assert packaged(tmp_path / "b", **weights).params_digest == bundle.params_digest
     settings = make_parts(tmp_path / "settings")
     manifest = settings["ranking"] / "manifest.json"
     manifest.write_text(
         manifest.read_text(encoding="utf-8").replace('"epochs": 2', '"epochs": 3'), encoding="utf-8"
     )
-    assert write_bundle(tmp_path / "c", **settings).params_digest != bundle.params_digest
+    assert packaged(tmp_path / "c", **settings).params_digest != bundle.params_digest
 
 
 def test_a_moved_bundle_opens(bundle: Bundle, tmp_path: Path) -> None:
@@ -202,7 +211,7 @@ def _point_outside(path: Path) -> None:
         (_add_listed_pickle_in_disguise, "must not contain pickles"),
         (_link_file, "must not contain links"),
         (_link_folder, "must not contain links"),
-        (_other_format, "reads format 1"),
+        (_other_format, "reads formats 1 and 2"),
         (lambda path: (path / "manifest.json").unlink(), "no such file"),
         (lambda path: (path / "manifest.json").write_text("{", encoding="utf-8"), "not JSON"),
         (lambda path: (path / "manifest.json").write_text("[]", encoding="utf-8"), "not a manifest"),
@@ -225,11 +234,11 @@ def test_a_bundle_with_a_rewritten_manifest_is_not_the_registered_one(bundle: Bu
 def test_parts_of_different_trainings_are_not_packaged(tmp_path: Path) -> None:
     parts, other = make_parts(tmp_path / "one"), make_parts(tmp_path / "other", videos=4)
     with pytest.raises(InputError, match="different trainings"):
-        write_bundle(tmp_path / "bundle", **{**parts, "retrieval": other["retrieval"]})
+        packaged(tmp_path / "bundle", **{**parts, "retrieval": other["retrieval"]})
     assert not (tmp_path / "bundle").exists()
     manifest = parts["ranking"] / "manifest.json"
     manifest.write_text(
         manifest.read_text(encoding="utf-8").replace("2026-01-15", "2026-01-14"), encoding="utf-8"
     )
     with pytest.raises(InputError, match="different trainings"):
-        write_bundle(tmp_path / "bundle", **parts)
+        packaged(tmp_path / "bundle", **parts)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from fake_mlflow import Killed, KilledAtWrite, Snapshot
-from test_bundle import make_parts
+from test_bundle import make_parts, packaged
 
 from watchnext import tracking
-from watchnext.bundle import Bundle, write_bundle
+from watchnext.bundle import Bundle
 from watchnext.errors import InputError
 from watchnext.registry import DATABASE, ROLES, Registry, Version, model_name
 from watchnext.tracking import Tracker
@@ -55,7 +55,7 @@ class Project:
             return Bundle.open(path)
         parts = make_parts(self.root / f"parts-{number}")
         (parts["ranking"] / "ranker" / "saved_model.pb").write_bytes(f"ranker {number}".encode())
-        return write_bundle(path, **parts)
+        return packaged(path, **parts)
 
     def register(self, registry: Registry, number: int) -> Version:
         from mlflow.models import ModelSignature
@@ -178,7 +178,7 @@ def test_a_version_answers_through_mlflow(project: Project, registry: Registry) 
         "import mlflow, pandas\n"
         f"mlflow.set_tracking_uri({registry.tracking_uri!r})\n"
         "model = mlflow.pyfunc.load_model('models:/watchnext@champion')\n"
-        "assert model.predict(pandas.DataFrame({'user_id': [1, 2]})) == [12, 12]\n"
+        "assert model.predict(pandas.DataFrame({'user_id': [1, 2]})) == [13, 13]\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=project.root)
 
@@ -417,7 +417,7 @@ def test_versions_of_a_moved_project_open_after_the_mend(project: Project, regis
         "import mlflow, pandas\n"
         f"mlflow.set_tracking_uri({opened.tracking_uri!r})\n"
         "model = mlflow.pyfunc.load_model('models:/watchnext@champion')\n"
-        "assert model.predict(pandas.DataFrame({'user_id': [1]})) == [12]\n"
+        "assert model.predict(pandas.DataFrame({'user_id': [1]})) == [13]\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=moved)
     assert not project.root.exists()

@@ -8,16 +8,19 @@ query tower that steps forward is right, and a ranker that looks the video's wat
 
 import datetime as dt
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from watchnext.bundle import Bundle, write_bundle
+from watchnext.config import RecommendParams
 from watchnext.engine import EngineParams
 from watchnext.features.batches import Encoder, FeatureSpec
+from watchnext.models.candidate_sources import Corpus, fit_co_watched
 from watchnext.stages.featurize import Params, featurize
 
 USERS = 40
@@ -163,7 +166,7 @@ def write_models(
             time_s = tf.gather(self.expected, inputs["video_id"])
             return {"expected_watch_time_s": time_s, "logit": tf.math.log(time_s)}
 
-    parts = {name: directory / name for name in ("retrieval", "index", "ranking")}
+    parts = {name: directory / name for name in ("retrieval", "index", "ranking", "sources")}
     parts["features"] = features
     _save(QueryTower(), encoder.retrieval_features, parts["retrieval"] / "query_tower")
     _save(Ranker(), encoder.ranking_features, parts["ranking"] / "ranker")
@@ -191,13 +194,26 @@ def write_models(
         params={"sign": watch_time_sign},
     )
     _write_json(parts["index"] / "manifest.json", kind="scann_exact", rows=size, embedding_dim=size)
+    corpus = Corpus(encoder.vocabularies["video"], pq.read_table(features / "videos"))
+    users = np.repeat(np.arange(USERS), 2 * (DAYS - 3))
+    watched = [video_at(10 * user + step) for user in range(USERS) for step in range(2 * (DAYS - 3))]
+    co_watched = fit_co_watched(corpus, users, corpus.rows(pa.array(watched)))
+    co_watched.save(parts["sources"] / "tables" / "co_watched")
+    _write_json(parts["sources"] / "manifest.json", trained_until_at=until)
     return parts
 
 
-def make_bundle(directory: Path, features: Path, *, steps: int = 1, watch_time_sign: float = 1.0) -> Bundle:
-    """A bundle of hand-made models, see `write_models`."""
+def make_bundle(
+    directory: Path,
+    features: Path,
+    *,
+    steps: int = 1,
+    watch_time_sign: float = 1.0,
+    recommend: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """A bundle of hand-made models, see `write_models`, with the default settings `recommend`."""
     parts = write_models(directory / "parts", features, steps=steps, watch_time_sign=watch_time_sign)
-    return write_bundle(directory / "bundle", **parts)
+    return write_bundle(directory / "bundle", **parts, recommend=recommend or RecommendParams().model_dump())
 
 
 def _save(model: object, specs: Sequence[FeatureSpec], path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from watchnext.bundle import Bundle, read_digest
-from watchnext.config import Section
+from watchnext.config import Exclude, Section
 from watchnext.console import print_table, say
 from watchnext.data.split import day_begins_at
 from watchnext.errors import InputError
@@ -26,7 +26,6 @@ from watchnext.registry import Registry, UnusableBundleError, Version
 
 Verdict = Literal["challenger", "rejected", "held"]
 Outcome = Literal["passed", "failed", "not judged"]
-Exclude = Literal["none", "watched"]
 NotComparable = Literal["hold", "replace"]
 """What becomes of a candidate whose champion cannot be measured on its data: see `judge`."""
 

@@ -17,12 +17,11 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from watchnext.bundle import read_digest
-from watchnext.config import Section
+from watchnext.config import Exclude, Section
 from watchnext.console import print_table, say, track
 from watchnext.data.split import day_begins_at
 from watchnext.decisions.gate import (
     Check,
-    Exclude,
     Margin,
     NotComparableError,
     Table,

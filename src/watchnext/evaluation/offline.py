@@ -8,18 +8,18 @@ import dataclasses
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from watchnext.config import Exclude
 from watchnext.errors import InputError
 from watchnext.evaluation import metrics
-from watchnext.features.batches import OPENING, PAGED_SHARE, Encoder, FeatureSpec, read_examples
+from watchnext.features.batches import OPENING, PAGED_SHARE, Encoder, FeatureSpec, pad, read_examples
 from watchnext.index.search import ExactSearcher, Searcher
-from watchnext.models.candidate_sources import MostPopular
+from watchnext.models.candidate_sources import Corpus, MostPopular, Retriever, blend, requests_by_day
 
 QueryTower = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """Encoded requests -> query embeddings float32 [num_queries, embedding_dim]."""
@@ -27,7 +27,12 @@ QueryTower = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 Ranker = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """Encoded impressions -> `expected_watch_time_s` and `logit`, float32 [num_impressions] each."""
 
-Exclude = Literal["none", "watched"]
+EXCLUDED: Mapping[Exclude, tuple[str, ...]] = {
+    "none": (),
+    "watched": ("watched_before",),
+    "shown": ("watched_before", "shown_before"),
+}
+"""Which list columns of held-out examples hold the videos that a filter takes out."""
 
 REQUEST = "request"
 USER_SURFACE_DAY = "user_surface_day"
@@ -124,8 +129,8 @@ def evaluate_retrieval(
             label gets its exact rank. Or an index over them: labels beyond its first `depth` are UNRANKED.
         encoder: the encoder that belongs to the model.
         examples: directory of the examples, e.g. retrieval_examples/gate.
-        exclude: `watched` takes each event's history out of what may be recommended; a label among it is
-            UNRANKED then.
+        exclude: takes what was watched before each event, or shown too, out of what may be recommended; a label
+            among it is UNRANKED then.
         depth: how many candidates to ask an index for.
         max_events: judge only so many, spread evenly over the day.
 
@@ -133,8 +138,8 @@ def evaluate_retrieval(
         InputError: there are no examples, or a query embedding is not a number.
     """
     ranks, users = [], []
-    columns = ["user_id", "video_id", *(spec.name for spec in encoder.retrieval_features)]
-    for table in _tables(examples, columns, max_events):
+    inputs = [spec.name for spec in encoder.retrieval_features]
+    for table in _tables(examples, ["user_id", "video_id", *inputs, *EXCLUDED[exclude]], max_events):
         arrays = encoder.encode_retrieval(table)
         users.append(table["user_id"].combine_chunks())
         queries = query_tower(arrays)
@@ -144,7 +149,7 @@ def evaluate_retrieval(
                 where=str(examples),
                 remedy="train_retrieval diverged: lower its learning_rate",
             )
-        history = arrays["history"] if exclude == "watched" else None
+        excluded = _excluded(table, exclude, encoder, examples)
         if isinstance(candidates, np.ndarray):
             step = max(1, _SCORES_AT_ONCE // max(1, len(candidates)))
             for begin in range(0, len(queries), step):
@@ -152,13 +157,13 @@ def evaluate_retrieval(
                 scores = queries[part] @ candidates.T
                 ranks.append(
                     metrics.label_ranks(
-                        scores, arrays["label"][part], None if history is None else history[part]
+                        scores, arrays["label"][part], None if excluded is None else excluded[part]
                     )
                 )
         else:
-            wanted = depth if history is None else depth + history.shape[1]
-            rows, _ = candidates.search(queries, wanted)
-            ranks.append(_ranks_in_lists(rows + 1, arrays["label"], history, depth))
+            most = 0 if excluded is None else int((excluded > 0).sum(axis=1).max(initial=0))
+            rows, _ = candidates.search(queries, depth + most)
+            ranks.append(_ranks_in_lists(rows + 1, arrays["label"], excluded, depth))
     return RetrievalResult(np.concatenate(ranks), _concat(users))
 
 
@@ -167,14 +172,14 @@ def evaluate_most_popular(
 ) -> RetrievalResult:
     """Rank every label of a day's retrieval examples by popularity; see `evaluate_retrieval`."""
     ranks, users = [], []
-    for table in _tables(examples, ["user_id", "video_id", "history"]):
+    for table in _tables(examples, ["user_id", "video_id", "history", *EXCLUDED[exclude]]):
         place = popular.places(table["video_id"].combine_chunks())
         own = np.where(place > 0, place, metrics.UNRANKED)
-        if exclude == "watched":
-            history = table["history"].combine_chunks()
-            owner = pc.list_parent_indices(history).to_numpy()
-            watched = popular.places(pc.list_flatten(history))
-            pairs = np.unique(np.stack([owner, watched], axis=1)[watched > 0], axis=0)
+        if exclude != "none":
+            lists = excluded_lists(table, exclude, examples)
+            owner = np.concatenate([pc.list_parent_indices(column).to_numpy() for column in lists])
+            left_out = np.concatenate([popular.places(pc.list_flatten(column)) for column in lists])
+            pairs = np.unique(np.stack([owner, left_out], axis=1)[left_out > 0], axis=0)
             before = np.bincount(
                 pairs[:, 0], weights=pairs[:, 1] < own[pairs[:, 0]], minlength=len(own)
             ).astype(np.int64)
@@ -184,6 +189,106 @@ def evaluate_most_popular(
         ranks.append(own)
         users.append(table["user_id"].combine_chunks())
     return RetrievalResult(np.concatenate(ranks), _concat(users))
+
+
+def excluded_lists(table: pa.Table, exclude: Exclude, examples: Path) -> list[pa.Array]:
+    """The list columns of held-out examples with the video ids that a filter takes out; none for `none`.
+
+    Raises:
+        InputError: the examples have no such columns.
+    """
+    if (
+        exclude == "watched"
+        and "watched_before" not in table.column_names
+        and "history" in table.column_names
+    ):
+        # Examples of before these columns: the last completed watches are the best that they know.
+        table = table.append_column("watched_before", table["history"])
+    missing = [name for name in EXCLUDED[exclude] if name not in table.column_names]
+    if missing:
+        raise InputError(
+            f"the examples do not say what `recommend.exclude: {exclude}` leaves out",
+            where=str(examples),
+            offenders=missing,
+            remedy="run the stage featurize, which writes these columns of held-out days",
+        )
+    columns = (table[name].combine_chunks() for name in EXCLUDED[exclude])
+    return [column.chunk(0) if isinstance(column, pa.ChunkedArray) else column for column in columns]
+
+
+def _excluded(table: pa.Table, exclude: Exclude, encoder: Encoder, examples: Path) -> np.ndarray | None:
+    """int32 [num_events, any] vocabulary indices that may not be recommended, 0 = padding; None for `none`."""
+    bags = []
+    for column in excluded_lists(table, exclude, examples):
+        longest = pc.max(pc.list_value_length(column)).as_py() or 0
+        bags.append(pad(column, encoder.vocabularies["video"], longest))
+    return np.concatenate(bags, axis=1) if bags else None
+
+
+def evaluate_blend(
+    sources: Mapping[str, Retriever],
+    quotas: Mapping[str, int],
+    corpus: Corpus,
+    query_tower: QueryTower,
+    encoder: Encoder,
+    statistics: pa.Table,
+    examples: Path,
+    *,
+    exclude: Exclude = "none",
+    ks: tuple[int, ...] = (100, 200),
+    max_events: int | None = None,
+) -> dict[str, float]:
+    """How often what users went on to watch is among the candidates of all sources together, and of each alone.
+
+    Unlike ranks, the candidates of a blend have no order: it is for the ranker to make one.
+
+    Args:
+        sources: name -> source.
+        quotas: see `blend`; for each K in proportion.
+        corpus: the videos.
+        query_tower: makes the queries.
+        encoder: that belongs to them.
+        statistics: rows of `video_statistics` of the day of the examples.
+        examples: directory of the examples.
+        exclude: see `evaluate_retrieval`.
+        ks: numbers of candidates.
+        max_events: judge only so many, spread evenly over the day.
+
+    Returns:
+        blend_recall_at_K, and SOURCE_alone_recall_at_K of each source with a quota.
+    """
+    names = [name for name, quota in quotas.items() if quota > 0 and name in sources]
+    inputs = [spec.name for spec in encoder.retrieval_features]
+    columns = ["user_id", "video_id", "watched_at", "asked_at", *inputs, *EXCLUDED[exclude]]
+    hits: dict[str, list[np.ndarray]] = {}
+    for table in _tables(examples, columns, max_events):
+        labels = corpus.rows(table["video_id"])
+        asked_at = table["asked_at" if "asked_at" in table.column_names else "watched_at"]
+        at = asked_at.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+        arrays = encoder.encode_retrieval(table)
+        left_out = [
+            np.split(
+                corpus.rows(pc.list_flatten(column)), np.cumsum(pc.list_value_length(column).to_numpy())[:-1]
+            )
+            for column in excluded_lists(table, exclude, examples)
+        ]
+        days = requests_by_day(
+            corpus, statistics, at, arrays, encoder.retrieval_features, query_tower(arrays)
+        )
+        for some, requests in days:
+            excluded = [{int(row) for rows in left_out for row in rows[event]} - {-1} for event in some]
+            named = {name: sources[name].retrieve(requests, max(ks), excluded)[0] for name in names}
+            own = labels[some]
+            for k in ks:
+                for name, rows in named.items():
+                    found = (rows[:, :k] == own[:, None]).any(axis=1) & (own >= 0)
+                    hits.setdefault(f"{name}_alone_recall_at_{k}", []).append(found)
+                blended = [
+                    int(label) in blend({name: rows[event] for name, rows in named.items()}, quotas, k)
+                    for event, label in enumerate(own)
+                ]
+                hits.setdefault(f"blend_recall_at_{k}", []).append(np.array(blended, bool))
+    return {name: float(np.concatenate(found).mean()) for name, found in hits.items()}
 
 
 def evaluate_ranking(ranker: Ranker, encoder: Encoder, examples: Path) -> tuple[RankingResult, np.ndarray]:
@@ -340,9 +445,11 @@ def _ranks_in_lists(
 ) -> np.ndarray:
     """Places of labels in lists of vocabulary indices (0 = nothing found), excluded ones left out."""
     allowed = lists > 0
-    if excluded is not None:
-        for column in excluded.T:
-            allowed &= lists != column[:, None]
+    if excluded is not None and excluded.size:
+        # One number per event and video, so that one look-up tells which videos are whose.
+        base = int(max(lists.max(initial=0), excluded.max())) + 1
+        first = np.arange(len(lists), dtype=np.int64)[:, None] * base
+        allowed &= ~np.isin(first + lists, (first + excluded)[excluded > 0])
     place = np.cumsum(allowed, axis=1)
     hit = (lists == labels[:, None]) & allowed & (labels > 0)[:, None] & (place <= depth)
     found = np.where(hit, place, 0).max(axis=1)

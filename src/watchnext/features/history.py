@@ -552,6 +552,11 @@ class UserHistory:
         _, (misses,), last_at = running.before(to_microseconds(before))
         return misses, last_at
 
+    def shown_videos(self, before: Instant) -> list[Id]:
+        """Videos that were shown to the user, in no order."""
+        at = to_microseconds(before)
+        return [video_id for video_id, shown in self._impressions_of_video.items() if shown.instants[0] < at]
+
     def last_search_tokens(self, length: int, before: Instant) -> list[str]:
         """The last `length` tokens of the user's searches, oldest first."""
         end = bisect.bisect_left(self._tokens, (to_microseconds(before),))

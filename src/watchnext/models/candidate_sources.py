@@ -14,7 +14,7 @@ and how popular videos were over the complete days before: nothing at or after t
 """
 
 import datetime
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from watchnext.errors import InputError
-from watchnext.features.batches import Vocabulary
+from watchnext.features.batches import FeatureSpec, Vocabulary
 
 TOWER = "tower"
 SOURCES = (TOWER, "co_watched", "popular", "channels", "fresh")
@@ -167,6 +167,57 @@ class Requests:
 
     def __len__(self) -> int:
         return len(self.at)
+
+
+def requests_by_day(
+    corpus: Corpus,
+    statistics: pa.Table,
+    at: Ints,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    features: Sequence[FeatureSpec],
+    queries: npt.NDArray[np.float32] | None,
+) -> Iterator[tuple[npt.NDArray[np.int64], Requests]]:
+    """Encoded requests that one day's statistics belong to, cut where the day of UTC changes, as serving cuts them.
+
+    Args:
+        corpus: the videos.
+        statistics: rows of `video_statistics` of the requests' local day.
+        at: int64 [N] microseconds.
+        arrays: what `Encoder.encode_retrieval` makes of them.
+        features: specs of these inputs.
+        queries: float32 [N, D], or None.
+
+    Yields:
+        which requests, int64 [B], and they themselves.
+    """
+    personal = has_a_past(arrays, features)
+    at = np.asarray(at, np.int64)
+    begins = utc_day(at)
+    for begin in np.unique(begins):
+        some = np.flatnonzero(begins == begin)
+        yield (
+            some,
+            Requests(
+                at=at[some].astype(np.int64),
+                history=arrays["history"][some],
+                popularity=Popularity.of_day(corpus, statistics, int(begin)),
+                queries=None if queries is None else queries[some],
+                personal=personal[some],
+            ),
+        )
+
+
+def utc_day(at: Any) -> Any:
+    """The beginning of the day of UTC, in microseconds as `at` is."""
+    return at - at % _DAY_US
+
+
+def has_a_past(
+    arrays: Mapping[str, npt.NDArray[Any]], features: Sequence[FeatureSpec]
+) -> npt.NDArray[np.bool_]:
+    """bool [N]: which encoded requests hold anything that the user did, in any of the bags."""
+    bags = [arrays[spec.name].any(axis=1) for spec in features if spec.kind == "multivalent"]
+    return np.logical_or.reduce(bags)
 
 
 class Retriever(Protocol):
@@ -521,7 +572,8 @@ class Tower:
         valid = (found >= 0) & (found < len(self._rows)) & np.isfinite(values)
         place = np.where(valid, found, 0)
         corpus_rows = self._rows[place]
-        valid &= self._seen[place] & (self.corpus.uploaded[corpus_rows] < requests.at[asked, None])
+        valid &= (corpus_rows >= 0) & self._seen[place]
+        valid &= self.corpus.uploaded[corpus_rows] < requests.at[asked, None]
         for offset, number in enumerate(asked):
             keep = valid[offset] & _allowed(corpus_rows[offset], banned[offset])
             best = np.flatnonzero(keep)[:k]
@@ -541,6 +593,64 @@ class Tower:
                 "nd,nd->n", requests.queries[of[known]], self._embeddings[place[known]], optimize=False
             )
         return scores
+
+
+def load_sources(corpus: Corpus, tower: Tower, tables: Path) -> dict[str, Retriever]:
+    """Every source by its name, in the order of SOURCES.
+
+    Args:
+        corpus: the videos.
+        tower: the query tower's.
+        tables: what the stage nominate writes as `tables/`, or a bundle's `sources/`; a bundle of format 1 has none, and
+            no co-watched videos then.
+    """
+    found: dict[str, Retriever] = {TOWER: tower}
+    if (tables / "co_watched").is_dir():
+        found["co_watched"] = CoWatched.load(corpus, tables / "co_watched")
+    return found | {one.name: one for one in (Popular(corpus), Channels(corpus), Fresh(corpus))}
+
+
+def read_completed(
+    tables: Path, corpus: Corpus, ended_before: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Completed watches that had ended before an instant, with those from before the logs, in order.
+
+    Args:
+        tables: validated tables.
+        corpus: the videos.
+        ended_before: microseconds; a watch that ended then or later is left out.
+
+    Returns:
+        users int64 [num_watches], a number per user, and rows int64 [num_watches] of the corpus.
+    """
+    watches = _read_table(
+        tables / "watches", ["user_id", "video_id", "watched_at", "watch_time_s", "completed"]
+    )
+    watches = watches.filter(watches["completed"])
+    began = watches["watched_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+    lasted_s = pc.fill_null(watches["watch_time_s"], 0.0).to_numpy()
+    ended = began + np.floor(lasted_s * 1_000_000.0 + 0.5).astype(np.int64)
+    order = np.argsort(ended, kind="stable")
+    order = order[ended[order] < ended_before]
+    parts = [watches.select(["user_id", "video_id"]).take(order)]
+    if any((tables / "history").glob("part-*.parquet")):
+        earlier = _read_table(tables / "history", ["user_id", "video_id", "position", "completed"])
+        earlier = earlier.sort_by("position")
+        if "completed" in earlier.column_names:
+            earlier = earlier.filter(earlier["completed"])
+        parts.insert(0, earlier.select(["user_id", "video_id"]))
+    both = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+    users = pc.dictionary_encode(both["user_id"]).combine_chunks()
+    users = users.chunk(0) if isinstance(users, pa.ChunkedArray) else users
+    return users.indices.to_numpy().astype(np.int64), corpus.rows(both["video_id"])
+
+
+def _read_table(directory: Path, columns: Sequence[str]) -> pa.Table:
+    parts = sorted(directory.glob("part-*.parquet"))
+    if not parts:
+        raise InputError("no table here", where=str(directory), remedy="run `dvc repro`, which makes it")
+    present = [name for name in columns if name in pq.read_schema(parts[0]).names]
+    return pa.concat_tables([pq.read_table(part, columns=present) for part in parts])
 
 
 def blend(

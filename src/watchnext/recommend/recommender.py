@@ -1,11 +1,12 @@
 """From a bundle, a user's state and a request to a slate (paper, figure 2), without HTTP and without a registry.
 
-history -> query tower -> candidates from the index -> what was watched is taken out
+history -> candidates of every source: the query tower through the index, and those beside it
+        -> what the setting `exclude` filters is taken out -> blended
         -> ranking inputs, by the evaluators that the pipeline's own columns are held to
         -> ranker -> the slate, by expected watch time
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from watchnext.bundle import Bundle
+from watchnext.config import Exclude
 from watchnext.console import quiet_native_logs
 from watchnext.errors import InputError
 from watchnext.features.batches import Encoder
-from watchnext.features.history import Id, UserHistory
+from watchnext.features.history import Id, UserHistory, to_microseconds
 from watchnext.features.ranking_features import (
     RequestContext,
     VideoFacts,
@@ -29,17 +31,23 @@ from watchnext.features.ranking_features import (
 )
 from watchnext.features.retrieval_examples import request_columns
 from watchnext.index.search import Searcher
-from watchnext.models.candidate_sources import by_popularity
-
-CANDIDATES = 200
-"""How many videos the ranker sees per request: "hundreds" (paper, section 2)."""
+from watchnext.models.candidate_sources import (
+    TOWER,
+    Corpus,
+    Popularity,
+    Requests,
+    Retriever,
+    Tower,
+    blend,
+    has_a_past,
+    load_sources,
+    utc_day,
+)
 
 MAX_SLATE = 500
 
 Model = Callable[[Mapping[str, npt.NDArray[Any]]], Mapping[str, npt.NDArray[Any]]]
 """A SavedModel's signature: named arrays to named arrays."""
-
-_SEARCH_AT_MOST = 4 * CANDIDATES
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,14 @@ class Recommendation:
     Attributes:
         video_id: which.
         expected_watch_time_s: the ranker's, and what the slate is sorted by.
-        retrieval_score: dot product of query and candidate embedding; None for a video that came as popular.
+        retrieval_score: dot product of query and candidate embedding; None for a video that the tower did not name.
+        sources: every source that named it, with its score, each on a scale of its own.
     """
 
     video_id: Id
     expected_watch_time_s: float
     retrieval_score: float | None
+    sources: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Slate:
 
     Attributes:
         videos: falling expected watch time.
-        personal: whether candidates came from the user's own past; otherwise they are what is popular.
+        personal: whether candidates came from the user's own past; otherwise they are what is popular or new.
         ranked: number of candidates that the ranker saw.
     """
 
@@ -89,8 +99,10 @@ class Recommender:
     query_tower: Model = field(repr=False)
     ranker: Model = field(repr=False)
     searcher: Searcher = field(repr=False)
-    row_to_video: Sequence[Id] = field(repr=False)
+    corpus: Corpus = field(repr=False)
+    sources: Mapping[str, Retriever] = field(repr=False)
     videos: "VideoTable" = field(repr=False)
+    _popularity: tuple[VideoStatistics, int, Popularity] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def open(cls, bundle: Bundle) -> "Recommender":
@@ -119,6 +131,12 @@ class Recommender:
                     offenders=sorted(wanted - made),
                     remedy="package anew with `dvc repro`",
                 )
+        videos = _read(bundle.features / "videos")
+        corpus = Corpus(encoder.vocabularies["video"], videos)
+        embeddings = np.load(bundle.index / "candidate_embeddings.npy", mmap_mode="r", allow_pickle=False)
+        tower = Tower(
+            corpus, searcher.search, embeddings, corpus.rows(_read_rows(bundle.index / "rows.arrow"))
+        )
         return cls(
             bundle=bundle,
             encoder=encoder,
@@ -126,9 +144,15 @@ class Recommender:
             query_tower=query_tower,
             ranker=ranker,
             searcher=searcher,
-            row_to_video=_read_rows(bundle.index / "rows.arrow"),
-            videos=VideoTable(_read(bundle.features / "videos")),
+            corpus=corpus,
+            sources=load_sources(corpus, tower, bundle.sources),
+            videos=VideoTable(videos),
         )
+
+    @property
+    def row_to_video(self) -> Sequence[Id]:
+        """Every video that can be recommended, those of the vocabulary first."""
+        return self.corpus.row_to_video
 
     def recommend(
         self,
@@ -144,7 +168,7 @@ class Recommender:
             user: what the user did; only what lies before `request.at` is looked at. None: nothing is known.
             request: who asks, when, where.
             how_many: length of the slate; fewer come back only where fewer videos exist.
-            exclude: further videos not to show. What the user has watched is never shown.
+            exclude: further videos not to show. What the bundle's own setting `exclude` filters is never shown.
             statistics: of the videos as of the day of the request; None for the bundle's latest day.
 
         Raises:
@@ -154,34 +178,69 @@ class Recommender:
             raise InputError(f"a slate has 1 to {MAX_SLATE} videos", where="how_many", offenders=[how_many])
         user = user if user is not None else UserHistory()
         statistics = statistics if statistics is not None else self.statistics
-        excluded = set(exclude) | watched_videos(user, request)
-        wanted = max(CANDIDATES, how_many)
+        filtered = excluded_videos(user, request, self.bundle.recommend["exclude"])
+        asked = self.requests(user, request, statistics)
+        banned = set(self.corpus.rows(_ids({*exclude, *filtered}, self.corpus)).tolist()) - {-1}
 
-        scores = self._retrieve(user, request, wanted, excluded)
-        personal = bool(scores)
-        if len(scores) < wanted:
-            for video_id in popular_videos(statistics):
-                if len(scores) >= wanted:
-                    break
-                if video_id not in excluded:
-                    scores.setdefault(video_id, None)
-        if len(scores) < how_many:
+        quotas = {
+            name: quota for name, quota in self.bundle.recommend["sources"].items() if name in self.sources
+        }
+        wanted = max(sum(quotas.values()), how_many)
+        named = {
+            name: self.sources[name].retrieve(asked, wanted, [banned])
+            for name, quota in quotas.items()
+            if quota
+        }
+        rows = blend({name: found[0].tolist() for name, (found, _) in named.items()}, quotas, wanted)
+        if len(rows) < how_many:
             # A corpus that nobody has watched for a week still has something to show.
-            for video_id in self.row_to_video:
-                if len(scores) >= how_many:
-                    break
-                if video_id not in excluded:
-                    scores.setdefault(video_id, None)
-        candidates = list(scores)
-        if not candidates:
+            there = self.corpus.uploaded < asked.at[0]
+            there[[*rows, *banned]] = False
+            rows += np.flatnonzero(there)[: how_many - len(rows)].tolist()
+        personal = bool(asked.personal is not None and asked.personal[0])
+        if not rows:
             return Slate((), personal, 0)
+        candidates = [self.row_to_video[row] for row in rows]
         expected = self.rank(user, request, candidates, statistics)
+        scores: dict[int, dict[str, float]] = {row: {} for row in rows}
+        for name, (found, values) in named.items():
+            for row, score in zip(found[0].tolist(), values[0].tolist(), strict=True):
+                if row in scores:
+                    scores[row][name] = score
         order = np.argsort(-expected, kind="stable")[:how_many]
         videos = tuple(
-            Recommendation(candidates[place], float(expected[place]), scores[candidates[place]])
+            Recommendation(
+                candidates[place], float(expected[place]), scores[rows[place]].get(TOWER), scores[rows[place]]
+            )
             for place in order
         )
         return Slate(videos, personal, len(candidates))
+
+    def requests(self, user: UserHistory, request: RequestContext, statistics: VideoStatistics) -> Requests:
+        """One request as the sources see it, from what lies before it."""
+        specs = self.encoder.retrieval_features
+        arrays = self.encoder.encode_retrieval(request_columns(user, request, [spec.name for spec in specs]))
+        at = to_microseconds(request.at)
+        return Requests(
+            at=np.array([at]),
+            history=arrays["history"],
+            popularity=self._popular_on(statistics, utc_day(at)),
+            queries=self.query_tower(arrays)["embedding"],
+            personal=has_a_past(arrays, specs),
+        )
+
+    def _popular_on(self, statistics: VideoStatistics, begins_at: int) -> Popularity:
+        """The popularity of a day, kept until another is asked for: it is the same for every request of the day."""
+        kept = self._popularity
+        if kept is None or kept[0] is not statistics or kept[1] != begins_at:
+            watches = np.zeros(len(self.corpus))
+            rows = self.corpus.rows(_ids(statistics.rows, self.corpus))
+            counts = np.array([day.completed_watches for day in statistics.rows.values()], np.float64)
+            watches[rows[rows >= 0]] = counts[rows >= 0]
+            popularity = Popularity(self.corpus, watches, statistics.covered_days, begins_at)
+            # One assignment, so that a thread never sees half of it.
+            self._popularity = kept = (statistics, begins_at, popularity)
+        return kept[2]
 
     def rank(
         self,
@@ -208,25 +267,6 @@ class Recommender:
         return self.query_tower(self.encoder.encode_retrieval(request_columns(user, request, names)))[
             "embedding"
         ]
-
-    def _retrieve(
-        self, user: UserHistory, request: RequestContext, wanted: int, excluded: Collection[Id]
-    ) -> dict[Id, float | None]:
-        """Candidates by the query tower, best first, with their scores; none for a user without a past."""
-        if not user.last_completed(1, request.at) and not user.last_search_tokens(1, request.at):
-            return {}
-        many = min(len(self.row_to_video), max(_SEARCH_AT_MOST, wanted), wanted + len(excluded))
-        rows, scores = self.searcher.search(self.embed(user, request), many)
-        found: dict[Id, float | None] = {}
-        for row, score in zip(rows[0], scores[0], strict=True):
-            # An approximate index may give fewer than asked, and fills up with rows that do not exist.
-            if 0 <= row < len(self.row_to_video) and np.isfinite(score):
-                video_id = self.row_to_video[row]
-                if video_id not in excluded:
-                    found[video_id] = float(score)
-                    if len(found) == wanted:
-                        break
-        return found
 
 
 class VideoTable:
@@ -268,19 +308,18 @@ def watched_videos(user: UserHistory, request: RequestContext) -> set[Id]:
     return {*user.begun_videos(request.at), *completed}
 
 
-def popular_videos(statistics: VideoStatistics) -> list[Id]:
-    """Videos by their popularity over the days that `statistics` cover, in the order of the baseline."""
-    if not statistics.rows:
-        return []
-    rows = statistics.rows.values()
-    table = pa.table(
-        {
-            "video_id": list(statistics.rows),
-            "completed_watches": [row.completed_watches for row in rows],
-            "impressions": [row.impressions for row in rows],
-        }
-    )
-    return by_popularity(table).to_pylist()
+def excluded_videos(user: UserHistory, request: RequestContext, exclude: Exclude) -> set[Id]:
+    """What the setting `recommend.exclude` keeps from being shown, as `watched_before` and `shown_before` of examples."""
+    if exclude == "none":
+        return set()
+    watched = watched_videos(user, request)
+    return watched if exclude == "watched" else watched | set(user.shown_videos(request.at))
+
+
+def _ids(video_ids: Iterable[Id], corpus: Corpus) -> pa.Array:
+    """Ids as an array of the corpus's type; those of another type are no video of it."""
+    kind = int if pa.types.is_integer(corpus.video_ids.type) else str
+    return pa.array([one if isinstance(one, kind) else None for one in video_ids], corpus.video_ids.type)
 
 
 def _repeated(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
@@ -291,8 +330,8 @@ def _read(directory: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(part) for part in sorted(directory.glob("part-*.parquet"))])
 
 
-def _read_rows(path: Path) -> list[Id]:
+def _read_rows(path: Path) -> pa.ChunkedArray:
     """Row of the index -> video id, [V]."""
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
-    return table["video_id"].to_pylist()
+    return table["video_id"]

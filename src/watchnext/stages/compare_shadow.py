@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from watchnext.config import Section
-from watchnext.decisions.gate import Exclude
+from watchnext.config import RecommendParams, Section
 from watchnext.decisions.replay import Evidence, Vetoes
 
 
@@ -20,12 +19,12 @@ class Params(Section):
     evidence: Evidence = "offline"
     requests: int = Field(default=300, ge=1)
     slate_length: int = Field(default=20, ge=1, le=500)
-    exclude: Exclude = "watched"
     vetoes: Vetoes = Vetoes()
 
 
 def compare_shadow(
     params: Params,
+    recommend: RecommendParams,
     bundle: Path,
     features: Path,
     tables: Path,
@@ -55,7 +54,7 @@ def compare_shadow(
         evidence=params.evidence,
         requests=params.requests,
         slate_length=params.slate_length,
-        exclude=params.exclude,
+        exclude=recommend.exclude,
         vetoes=params.vetoes,
         pipeline_run=pipeline_run,
         previous_metrics=previous_metrics,

@@ -2,23 +2,29 @@
 
 import json
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
-from watchnext.config import Section
+from watchnext.config import RecommendParams, Section
 from watchnext.console import print_table, say
 
 
 class Params(Section):
     """Section `evaluate` of params.yaml."""
 
-    exclude: Literal["none", "watched"] = "watched"
     largest_k: int = Field(default=200, ge=2)
+    blend_events: int = Field(default=5_000, ge=1)
 
 
 def evaluate(
-    params: Params, features: Path, retrieval: Path, index: Path, ranking: Path, out_report: Path
+    params: Params,
+    recommend: RecommendParams,
+    features: Path,
+    retrieval: Path,
+    index: Path,
+    sources: Path,
+    ranking: Path,
+    out_report: Path,
 ) -> dict[str, float | int | str]:
     """Measure everything on the gate day.
 
@@ -28,12 +34,14 @@ def evaluate(
     import datetime
 
     import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from watchnext.evaluation import metrics, offline
     from watchnext.evaluation.plots import plot_recall_by_k, plot_reliability
     from watchnext.features.batches import Encoder
     from watchnext.index.scann import ScannSearcher
-    from watchnext.models.candidate_sources import MostPopular
+    from watchnext.models.candidate_sources import Corpus, MostPopular, Tower, load_sources
     from watchnext.models.ranking import load_ranker
     from watchnext.models.retrieval import load_query_tower
 
@@ -49,12 +57,32 @@ def evaluate(
     tower = load_query_tower(retrieval / "query_tower")
     candidates = np.load(retrieval / "candidate_embeddings.npy", allow_pickle=False)
     searcher = ScannSearcher.load(index / "scann")
-    model = offline.evaluate_retrieval(tower, candidates, encoder, events, exclude=params.exclude)
+    model = offline.evaluate_retrieval(tower, candidates, encoder, events, exclude=recommend.exclude)
     indexed = offline.evaluate_retrieval(
-        tower, searcher, encoder, events, exclude=params.exclude, depth=params.largest_k
+        tower, searcher, encoder, events, exclude=recommend.exclude, depth=params.largest_k
     )
     popular = offline.evaluate_most_popular(
-        MostPopular.from_statistics(features / "video_statistics", day), events, exclude=params.exclude
+        MostPopular.from_statistics(features / "video_statistics", day), events, exclude=recommend.exclude
+    )
+
+    parts = sorted((features / "video_statistics").glob("part-*.parquet"))
+    statistics = pa.concat_tables([pq.read_table(part, filters=[("day", "=", day)]) for part in parts])
+    videos = pa.concat_tables(
+        [pq.read_table(part) for part in sorted((features / "videos").glob("part-*.parquet"))]
+    )
+    corpus = Corpus(encoder.vocabularies["video"], videos)
+    with pa.memory_map(str(index / "rows.arrow")) as opened:
+        indexed_rows = corpus.rows(pa.ipc.open_file(opened).read_all()["video_id"])
+    blended = offline.evaluate_blend(
+        load_sources(corpus, Tower(corpus, searcher.search, candidates, indexed_rows), sources / "tables"),
+        recommend.sources.model_dump(),
+        corpus,
+        tower,
+        encoder,
+        statistics,
+        events,
+        exclude=recommend.exclude,
+        max_events=params.blend_events,
     )
 
     impressions = features / "ranking_examples" / "gate"
@@ -76,6 +104,7 @@ def evaluate(
             for name, value in indexed.metrics().items()
             if name.startswith("recall")
         },
+        **blended,
         "index_recall_at_100": offline.index_recall(tower, searcher, candidates, encoder, events, 100),
         "impressions": len(result.scores),
         "pair_group": result.group_kind,

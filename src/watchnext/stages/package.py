@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from watchnext.config import Section
+from watchnext.config import RecommendParams, Section
 
 
 class Params(Section):
@@ -11,9 +11,11 @@ class Params(Section):
 
 def package(
     params: Params,
+    recommend: RecommendParams,
     features: Path,
     retrieval: Path,
     index: Path,
+    sources: Path,
     ranking: Path,
     out_bundle: Path,
     out_report: Path,
@@ -28,7 +30,15 @@ def package(
     from watchnext.bundle import write_bundle
 
     del params
-    bundle = write_bundle(out_bundle, features=features, retrieval=retrieval, index=index, ranking=ranking)
+    bundle = write_bundle(
+        out_bundle,
+        features=features,
+        retrieval=retrieval,
+        index=index,
+        sources=sources,
+        ranking=ranking,
+        recommend=recommend.model_dump(),
+    )
     files = bundle.manifest["files"]
     metrics: dict[str, float | int | str] = {
         "bundle_digest": bundle.digest,

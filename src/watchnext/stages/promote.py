@@ -7,21 +7,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from watchnext.config import Section
-from watchnext.decisions.gate import Checks, Exclude, NotComparable
+from watchnext.config import RecommendParams, Section
+from watchnext.decisions.gate import Checks, NotComparable
 
 
 class Params(Section):
     """Section `promote` of params.yaml."""
 
     model_name: str = "auto"
-    exclude: Exclude = "watched"
     champion_not_comparable: NotComparable = "hold"
     checks: Checks = Checks()
 
 
 def promote(
     params: Params,
+    recommend: RecommendParams,
     bundle: Path,
     features: Path,
     pipeline_run: Callable[[], str],
@@ -45,7 +45,7 @@ def promote(
         bundle=bundle,
         features=features,
         checks=params.checks,
-        exclude=params.exclude,
+        exclude=recommend.exclude,
         champion_not_comparable=params.champion_not_comparable,
         pipeline_run=pipeline_run,
         previous_metrics=previous_metrics,

@@ -1,6 +1,7 @@
 """The gate: what passes, what does not, and a registry that ends the same however often it was killed."""
 
 import hashlib
+import inspect
 import json
 import math
 import shutil
@@ -15,11 +16,12 @@ from fake_mlflow import Killed, KilledAtWrite
 from tiny_world import make_bundle
 
 from watchnext.bundle import Bundle
+from watchnext.config import RecommendParams
 from watchnext.decisions import gate
 from watchnext.decisions.gate import Check, Checks, Decision, Margin, Minimum, compare, judge, promote_bundle
 from watchnext.errors import InputError
 from watchnext.registry import Registry
-from watchnext.stages import compare_shadow, evaluate, promote
+from watchnext.stages import compare_shadow, evaluate, package, promote
 from watchnext.tracking import Tracker
 
 PASSED = Decision("challenger", "passed all checks", (), {"recall_at_100": 0.5}, "none")
@@ -152,8 +154,9 @@ def test_a_champion_that_cannot_read_these_logs_holds_or_is_replaced(
 
 def test_what_is_measured_by_default_is_what_is_served() -> None:
     """Slates never show what was watched. Meant to fail with `none`, which lets models recommend it."""
-    settings = (evaluate.Params(), promote.Params(), compare_shadow.Params())
-    assert [section.exclude for section in settings] == ["watched"] * 3
+    for stage in (evaluate.evaluate, promote.promote, compare_shadow.compare_shadow, package.package):
+        assert inspect.signature(stage).parameters["recommend"].annotation is RecommendParams
+    assert RecommendParams().exclude == "watched"
 
 
 class Stage:

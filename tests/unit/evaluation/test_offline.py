@@ -58,6 +58,8 @@ def events(tmp_path):
             "user_id": [1, 2, 3, 4],
             "video_id": ["b", "c", "new", "a"],
             "history": [["a"], [], ["a", "b"], ["a", "a"]],
+            "watched_before": [["a"], [], ["a", "b"], ["a"]],
+            "shown_before": [["a", "b"], ["b", "d"], [], None],
         }
     )
     return write(tmp_path / "events", table)
@@ -77,11 +79,13 @@ def test_models_with_other_vocabularies_are_judged_alike_on_the_same_rows(tmp_pa
         assert found.ranks.tolist() == [2, 3, UNRANKED, 1]
         without = offline.evaluate_retrieval(constant_tower, embeddings, encoder, events, exclude="watched")
         assert without.ranks.tolist() == [1, 3, UNRANKED, UNRANKED]
+        unseen = offline.evaluate_retrieval(constant_tower, embeddings, encoder, events, exclude="shown")
+        assert unseen.ranks.tolist() == [UNRANKED, 2, UNRANKED, UNRANKED], "shown includes watched"
         assert found.user_ids.to_pylist() == [1, 2, 3, 4]
         assert found.metrics((2,))["recall_at_2"] == 2 / 4
 
 
-@pytest.mark.parametrize("exclude", ["none", "watched"])
+@pytest.mark.parametrize("exclude", ["none", "watched", "shown"])
 def test_an_exact_index_gives_the_exact_ranks_up_to_its_depth(tmp_path, events, exclude):
     encoder = make_encoder(tmp_path / "encoder", ["a", "b", "c", "d"])
     embeddings = np.array([[4.0], [3.0], [2.0], [1.0]], np.float32)
@@ -98,6 +102,17 @@ def test_popularity_is_judged_under_the_same_rule_of_exclusion(events):
     assert offline.evaluate_most_popular(popular, events).ranks.tolist() == [2, 3, UNRANKED, 1]
     found = offline.evaluate_most_popular(popular, events, exclude="watched")
     assert found.ranks.tolist() == [1, 3, UNRANKED, UNRANKED]
+    found = offline.evaluate_most_popular(popular, events, exclude="shown")
+    assert found.ranks.tolist() == [UNRANKED, 2, UNRANKED, UNRANKED]
+
+
+def test_examples_that_do_not_say_what_was_shown_are_an_error(tmp_path, events):
+    encoder = make_encoder(tmp_path / "encoder", ["a"])
+    older = write(tmp_path / "older", pq.read_table(events).drop_columns(["shown_before"]))
+    offline.evaluate_retrieval(constant_tower, np.ones((1, 1)), encoder, older, exclude="watched")
+    with pytest.raises(InputError, match=r"exclude: shown") as raised:
+        offline.evaluate_retrieval(constant_tower, np.ones((1, 1)), encoder, older, exclude="shown")
+    assert list(raised.value.offenders) == ["shown_before"]
 
 
 def test_judging_fewer_events_spreads_them_over_the_day(tmp_path, events):

@@ -8,12 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from watchnext.config import TrainingParams
+from watchnext.config import RecommendParams, TrainingParams
 from watchnext.errors import InputError
 from watchnext.stages.build_index import Params as IndexParams
 from watchnext.stages.build_index import build_index
 from watchnext.stages.evaluate import Params as EvaluateParams
 from watchnext.stages.evaluate import evaluate
+from watchnext.stages.nominate import Params as NominateParams
+from watchnext.stages.nominate import nominate
 from watchnext.stages.train_ranking import Params as RankingParams
 from watchnext.stages.train_ranking import train_ranking
 from watchnext.stages.train_retrieval import Params as RetrievalParams
@@ -21,7 +23,7 @@ from watchnext.stages.train_retrieval import train_retrieval
 
 
 @pytest.fixture(scope="module")
-def made(world_features, tmp_path_factory):
+def made(world_tables, world_features, tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     metrics = {
         "train_retrieval": train_retrieval(
@@ -31,13 +33,16 @@ def made(world_features, tmp_path_factory):
         "build_index": build_index(
             IndexParams(), 1, root / "retrieval", world_features, root / "index", root / "reports" / "build_index"
         ),
+        "nominate": nominate(
+            NominateParams(), world_tables, world_features, root / "sources", root / "reports" / "nominate"
+        ),
         "train_ranking": train_ranking(
             RankingParams(epochs=2, hidden_units=[8]), TrainingParams(), 1, world_features,
             root / "ranking", root / "reports" / "train_ranking",
         ),
         "evaluate": evaluate(
-            EvaluateParams(), world_features, root / "retrieval", root / "index", root / "ranking",
-            root / "reports" / "evaluate",
+            EvaluateParams(), RecommendParams(), world_features, root / "retrieval", root / "index",
+            root / "sources", root / "ranking", root / "reports" / "evaluate",
         ),
     }  # fmt: skip
     return root, metrics
@@ -98,6 +103,13 @@ def test_without_a_gate_day_nothing_is_judged(made, world_features, tmp_path):
     manifest["days"]["gate"] = None
     (features / "manifest.json").write_text(json.dumps(manifest))
     found = evaluate(
-        EvaluateParams(), features, root / "retrieval", root / "index", root / "ranking", tmp_path / "report"
+        EvaluateParams(),
+        RecommendParams(),
+        features,
+        root / "retrieval",
+        root / "index",
+        root / "sources",
+        root / "ranking",
+        tmp_path / "report",
     )
     assert found == {"gate_day": "none"}
