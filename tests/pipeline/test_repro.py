@@ -99,9 +99,7 @@ def test_an_equal_model_behind_a_tree_index_is_crowned_and_a_ruined_one_rejected
     """The same models behind ScaNN's tree instead of its exact search, then a query tower that learned nothing."""
     project = copy_of_finished
     exact = project.metrics("build_index")["index_kind"]
-    project.set_params(
-        {"build_index.brute_force_below": 1, "build_index.leaves_to_search": 17, "build_index.reorder": 250}
-    )
+    project.set_params({"build_index.search": "tree", "build_index.recall_floor": 0.97})
     assert "train_ranking" not in ran(project.run("dvc", "repro"))
     assert (exact, project.metrics("build_index")["index_kind"]) == ("scann_exact", "scann")
     assert project.metrics("promote")["verdict"] == "challenger"

@@ -1,4 +1,4 @@
-"""The pictures of the reports: curves of a training, recall by K, reliability of predicted watch time."""
+"""The pictures of the reports: curves of a training, recall by K, an index's frontier, reliability of watch time."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +45,37 @@ def plot_recall_by_k(ranks: Mapping[str, np.ndarray], largest_k: int, path: Path
         )
     axes.set(
         xscale="log", xlabel="K", ylabel="recall_at_K", title="Completed watches found among the first K"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def plot_index_frontier(
+    points: Sequence[tuple[float, float, bool]], chosen: int, recall_floor: float, path: Path
+) -> None:
+    """Recall against latency of the settings of an index, the chosen one marked.
+
+    Args:
+        points: (recall, latency in milliseconds, whether it is exact search) per setting.
+        chosen: which of them.
+        recall_floor: the least recall that was wanted.
+        path: PNG to write.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for is_exact, marker, label in ((False, "o", "tree"), (True, "s", "exact search")):
+        shown = [(ms, recall) for recall, ms, exact in points if exact == is_exact]
+        if shown:
+            axes.plot(*zip(*shown, strict=True), marker, alpha=0.6, label=label)
+    recall, latency_ms, _ = points[chosen]
+    axes.plot([latency_ms], [recall], "o", markersize=14, fillstyle="none", color="black", label="chosen")
+    axes.axhline(recall_floor, color="grey", linestyle=":", label="floor")
+    axes.set(
+        xscale="log",
+        xlabel="median latency of one query, ms",
+        ylabel="index_recall",
+        title="What a setting of the index finds, and how long it takes",
     )
     axes.grid(alpha=0.3)
     axes.legend()

@@ -20,13 +20,32 @@ _CODEBOOK_SIZE = 16
 
 
 class ScannSearcher:
-    """ScaNN over dot products. Make one with `build` or `load`."""
+    """ScaNN over dot products. Make one with `build` or `load`.
 
-    def __init__(self, native: Any, *, kind: str, num_candidates: int, embedding_dim: int) -> None:
+    Attributes:
+        kind: `scann_exact` for ScaNN's brute force, `scann` for a tree.
+        num_candidates: size of the corpus.
+        embedding_dim: of candidates and queries.
+        leaves_to_search: leaves of the tree that a query looks into; None for brute force.
+        reorder: candidates scored again exactly, at least as many as are asked for; None for brute force.
+    """
+
+    def __init__(
+        self,
+        native: Any,
+        *,
+        kind: str,
+        num_candidates: int,
+        embedding_dim: int,
+        leaves_to_search: int | None = None,
+        reorder: int | None = None,
+    ) -> None:
         self._native = native
         self.kind = kind
         self.num_candidates = num_candidates
         self.embedding_dim = embedding_dim
+        self.leaves_to_search = leaves_to_search
+        self.reorder = reorder
 
     @classmethod
     def build(
@@ -74,22 +93,24 @@ class ScannSearcher:
             )
         corpus_size, embedding_dim = embeddings.shape
         exact = corpus_size < max(brute_force_below, _CODEBOOK_SIZE)
+        leaves = num_leaves or default_leaves(corpus_size)
+        leaves_to_search = min(leaves, leaves_to_search or max(10, 3 * leaves // 10))
+        reorder = min(corpus_size, reorder or 5 * num_neighbors)
         builder = scann_ops_pybind.builder(
             np.ascontiguousarray(embeddings, dtype=np.float32), min(num_neighbors, corpus_size), "dot_product"
         ).set_n_training_threads(threads)
         if exact:
             builder = builder.score_brute_force()
         else:
-            leaves = num_leaves or max(1, round(corpus_size**0.5))
             builder = (
                 builder.tree(
                     num_leaves=leaves,
-                    num_leaves_to_search=min(leaves, leaves_to_search or max(10, 3 * leaves // 10)),
+                    num_leaves_to_search=leaves_to_search,
                     training_sample_size=min(corpus_size, _TRAINING_SAMPLE),
                     soar_lambda=soar_lambda if leaves > 1 else None,
                 )
                 .score_ah(2, anisotropic_quantization_threshold=0.2)
-                .reorder(min(corpus_size, reorder or 5 * num_neighbors))
+                .reorder(reorder)
             )
         with quiet_native_logs():
             native = builder.build()
@@ -98,6 +119,29 @@ class ScannSearcher:
             kind="scann_exact" if exact else "scann",
             num_candidates=corpus_size,
             embedding_dim=embedding_dim,
+            leaves_to_search=None if exact else leaves_to_search,
+            reorder=None if exact else reorder,
+        )
+
+    def tuned(self, *, leaves_to_search: int, reorder: int) -> "ScannSearcher":
+        """The same tree, searched otherwise: both sizes are looked at when a query comes, not when a tree is built.
+
+        Args:
+            leaves_to_search: leaves that a query looks into.
+            reorder: candidates scored again exactly.
+
+        Raises:
+            ValueError: this is brute force.
+        """
+        if self.is_exact():
+            raise ValueError("brute force looks at everything: there is nothing to tune")
+        return ScannSearcher(
+            self._native,
+            kind=self.kind,
+            num_candidates=self.num_candidates,
+            embedding_dim=self.embedding_dim,
+            leaves_to_search=leaves_to_search,
+            reorder=min(reorder, self.num_candidates),
         )
 
     def is_exact(self) -> bool:
@@ -110,12 +154,16 @@ class ScannSearcher:
         k = min(k, self.num_candidates)
         if len(checked) == 0 or k == 0:
             return np.empty((len(checked), k), np.int32), np.empty((len(checked), k), np.float32)
+        sizes = {"final_num_neighbors": k}
+        if self.leaves_to_search is not None and self.reorder is not None:
+            sizes["leaves_to_search"] = self.leaves_to_search
+            sizes["pre_reorder_num_neighbors"] = max(k, self.reorder)
         if len(checked) == 1:
-            found, scores = self._native.search(checked[0], final_num_neighbors=k)
+            found, scores = self._native.search(checked[0], **sizes)
             rows, best = np.full((1, k), -1, np.int32), np.full((1, k), -np.inf, np.float32)
             rows[0, : len(found)], best[0, : len(found)] = found, scores
             return rows, best
-        found, scores = self._native.search_batched_parallel(checked, final_num_neighbors=k)
+        found, scores = self._native.search_batched_parallel(checked, **sizes)
         # Where fewer than k are found ScaNN pads with NaN scores.
         missing = np.isnan(scores)
         return (
@@ -132,6 +180,8 @@ class ScannSearcher:
             "kind": self.kind,
             "num_candidates": self.num_candidates,
             "embedding_dim": self.embedding_dim,
+            "leaves_to_search": self.leaves_to_search,
+            "reorder": self.reorder,
         }
         (directory / _SEARCHER).write_text(json.dumps(content) + "\n")
 
@@ -170,6 +220,11 @@ class ScannSearcher:
         with quiet_native_logs():
             native = scann_ops_pybind.load_searcher(str(directory))
         return cls(native, **content)
+
+
+def default_leaves(corpus_size: int) -> int:
+    """Leaves of a tree over so many candidates: about the square root."""
+    return max(1, round(corpus_size**0.5))
 
 
 def _lies_within(asset: str) -> bool:

@@ -1,7 +1,8 @@
-"""Stage `build_index`: the candidate embeddings become a ScaNN index, measured against brute force."""
+"""Stage `build_index`: the candidate embeddings become the fastest ScaNN index that finds enough of brute force."""
 
 import json
 from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,11 +13,15 @@ from watchnext.console import say
 class Params(Section):
     """Section `build_index` of params.yaml."""
 
-    brute_force_below: int = Field(default=20_000, ge=0)
+    search: Literal["auto", "exact", "tree"] = "auto"
+    brute_force_below: int = Field(default=5_000, ge=0)
     num_neighbors: int = Field(default=200, ge=1)
+    recall_floor: float = Field(default=0.98, gt=0, le=1)
     num_leaves: int | None = Field(default=None, ge=1)
-    leaves_to_search: int | None = Field(default=None, ge=1)
-    reorder: int | None = Field(default=None, ge=1)
+    leaf_shares: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7], min_length=1
+    )
+    reorder_factors: list[Annotated[float, Field(ge=1)]] = Field(default=[1.0, 2.0, 4.0, 8.0], min_length=1)
     soar_lambda: float | None = Field(default=1.5, gt=0)
     recall_queries: int = Field(default=1_000, ge=1)
 
@@ -24,18 +29,21 @@ class Params(Section):
 def build_index(
     params: Params, seed: int, model: Path, features: Path, out_index: Path, out_report: Path
 ) -> dict[str, float | int | str]:
-    """Build, store, load again and measure the index.
+    """Build and tune the index, store it, load it again and measure it.
 
     Raises:
         InputError: model and features are not of one run, or embeddings are not numbers.
     """
+    import dataclasses
     import time
 
     import numpy as np
     import pyarrow as pa
 
     from watchnext.errors import InputError
+    from watchnext.evaluation.index_tuning import tune_index
     from watchnext.evaluation.metrics import index_recall_at_k
+    from watchnext.evaluation.plots import plot_index_frontier
     from watchnext.features.batches import Encoder
     from watchnext.index.scann import ScannSearcher
     from watchnext.index.search import ExactSearcher
@@ -53,19 +61,24 @@ def build_index(
             where=f"{model} and {features}",
             remedy="they are not of the same run: run `dvc repro`",
         )
-    began = time.monotonic()
-    built = ScannSearcher.build(embeddings, **params.model_dump(exclude={"recall_queries"}))
-    build_s = time.monotonic() - began
-    built.save(out_index / "scann")
-    # What is measured is what was stored.
-    searcher = ScannSearcher.load(out_index / "scann")
-
     split = "tuning" if encoder.manifest["days"]["tuning"] else "training"
     if split == "training":
-        say("build_index: there is no tuning day; recall is measured with queries of training examples")
+        say("build_index: there is no tuning day; the index is tuned and measured with training examples")
     arrays = encode_all(features / "retrieval_examples" / split, encoder.encode_retrieval)
     chosen = np.random.default_rng(seed).permutation(len(arrays["label"]))[: params.recall_queries]
     queries = load_query_tower(model / "query_tower")({name: array[chosen] for name, array in arrays.items()})
+
+    began = time.monotonic()
+    tuning = tune_index(embeddings, queries, **params.model_dump(exclude={"recall_queries"}))
+    build_s = time.monotonic() - began
+    if not tuning.reached:
+        say(
+            f"build_index: no tried setting of a tree finds {params.recall_floor:.1%} of the first "
+            f"{params.num_neighbors}, so search is exact; try larger leaf_shares or reorder_factors"
+        )
+    tuning.searcher.save(out_index / "scann")
+    # What is measured is what was stored.
+    searcher = ScannSearcher.load(out_index / "scann")
     exact_rows, _ = ExactSearcher(embeddings).search(queries, 200)
     rows, _ = searcher.search(queries, 200)
     metrics: dict[str, float | int | str] = {
@@ -95,10 +108,25 @@ def build_index(
         {
             "index_kind": searcher.kind,
             "index_rows": len(embeddings),
+            "index_leaves_to_search": searcher.leaves_to_search or 0,
+            "index_reorder": searcher.reorder or 0,
+            "index_recall_floor_reached": int(tuning.reached),
             "index_build_s": build_s,
             "index_latency_p50_ms": float(np.median(latencies_ms)),
             "index_latency_p99_ms": float(np.percentile(latencies_ms, 99)),
         }
     )
-    (out_report / "index.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    if tuning.measured:
+        exact = next(each for each in tuning.measured if each.is_exact)
+        metrics["index_exact_latency_ms"] = exact.latency_ms
+        metrics["index_tuned_latency_ms"] = tuning.measured[tuning.chosen].latency_ms
+        plot_index_frontier(
+            [(each.recall, each.latency_ms, each.is_exact) for each in tuning.measured],
+            tuning.chosen,
+            params.recall_floor,
+            out_report / "frontier.png",
+        )
+    frontier = [dataclasses.asdict(each) for each in tuning.measured]
+    report = {"metrics": metrics, "frontier": frontier, "chosen": tuning.chosen if frontier else None}
+    (out_report / "index.json").write_text(json.dumps(report, indent=1) + "\n")
     return metrics

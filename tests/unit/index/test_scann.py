@@ -1,3 +1,4 @@
+import json
 import shutil
 import sys
 import threading
@@ -47,6 +48,53 @@ def test_the_tree_keeps_a_floor_on_the_hardest_data_and_says_that_it_is_not_exac
     recall = index_recall_at_k(tree.search(QUERIES, k)[0], ExactSearcher(EMBEDDINGS).search(QUERIES, k)[0], k)
     assert not tree.is_exact()
     assert floor <= recall <= 1.0
+
+
+def test_sizes_of_the_search_are_looked_at_when_a_query_comes(tree):
+    """Every leaf with everything scored again is brute force, of the same tree of which one leaf makes a poor search.
+
+    Fails where the sizes that the tree was built with are used.
+    """
+    poor = tree.tuned(leaves_to_search=1, reorder=50)
+    exact_rows = ExactSearcher(EMBEDDINGS).search(QUERIES, 50)[0]
+    assert 0.0 < index_recall_at_k(poor.search(QUERIES, 50)[0], exact_rows, 50) < 0.5
+    everything = tree.tuned(leaves_to_search=1_000, reorder=10_000)
+    assert same_as_exact(everything)
+    singly = np.concatenate([everything.search(query[np.newaxis], 50)[0] for query in QUERIES])
+    assert np.array_equal(singly, exact_rows)
+
+
+def test_more_are_found_than_are_scored_again_if_more_are_asked_for(tree):
+    """Fails where a small `reorder` cuts the answer short."""
+    tuned = tree.tuned(leaves_to_search=1_000, reorder=20)
+    rows, scores = tuned.search(QUERIES[:3], 500)
+    assert rows.shape == (3, 500)
+    assert (rows >= 0).all()
+    assert np.isfinite(scores).all()
+    assert len(tuned.search(QUERIES[:1], 500)[0][0]) == 500
+
+
+def test_brute_force_has_nothing_to_tune():
+    with pytest.raises(ValueError, match="nothing to tune"):
+        ScannSearcher.build(EMBEDDINGS, brute_force_below=10_000).tuned(leaves_to_search=1, reorder=1)
+
+
+def test_tuned_sizes_survive_saving_and_moving(tree, tmp_path):
+    """Fails where the loaded index searches as it was built."""
+    tuned = tree.tuned(leaves_to_search=2, reorder=40)
+    tuned.save(tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    loaded = ScannSearcher.load(tmp_path / "there")
+    assert (loaded.leaves_to_search, loaded.reorder) == (2, 40)
+    assert np.array_equal(loaded.search(QUERIES, 30)[0], tuned.search(QUERIES, 30)[0])
+    assert not np.array_equal(loaded.search(QUERIES, 30)[0], tree.search(QUERIES, 30)[0])
+
+
+def test_an_index_of_before_there_were_tuned_sizes_is_still_read(tree, tmp_path):
+    tree.save(tmp_path)
+    content = {"kind": "scann", "num_candidates": 3000, "embedding_dim": 16}
+    (tmp_path / "searcher.json").write_text(json.dumps(content))
+    assert np.array_equal(ScannSearcher.load(tmp_path).search(QUERIES, 30)[0], tree.search(QUERIES, 30)[0])
 
 
 @pytest.mark.parametrize("brute_force_below", [0, 10_000])
