@@ -1,11 +1,13 @@
 # make repro            logs in, champion out: environment, then `dvc repro` with what params.yaml says
 # make repro SOURCE=kuairand DATA=path/to/kuairand      the same on real logs (writes both into params.yaml)
 # make repro SOURCE=simulated                           back to the simulated source
+# make bench-quality    candidate generation beside its alternatives; SOURCE and DATA as above, simulated without them
 # make test | check | ui | status | lock | clean
 
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS_VENV := benchmarks/.venv
 SOURCE ?=
 DATA ?=
 UI_PORT ?= 5000
@@ -15,7 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPATH :=
 
-.PHONY: repro test check ui status lock clean help
+.PHONY: repro bench-quality test check ui status lock clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +59,21 @@ check: $(VENV)/.installed-dev
 	mypy
 	lint-imports
 	pytest -q tests/contracts
+
+# The peers of the benchmarks need versions that the project does not, so they have an environment of their own.
+ifneq ($(shell cat $(PEERS_VENV)/.folder 2>/dev/null),$(CURDIR))
+.PHONY: $(PEERS_VENV)/.installed
+endif
+
+$(PEERS_VENV)/.installed: benchmarks/requirements.txt
+	@test "$$(cat $(PEERS_VENV)/.folder 2>/dev/null)" = "$(CURDIR)" || $(PYTHON) -m venv --clear $(PEERS_VENV)
+	@echo "installing the peers into $(PEERS_VENV) (some minutes, once)" >&2
+	@$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements.txt
+	@echo "$(CURDIR)" > $(PEERS_VENV)/.folder
+	@touch $@
+
+bench-quality: $(VENV)/.installed $(PEERS_VENV)/.installed
+	@python -m benchmarks.quality $(if $(SOURCE),--source $(SOURCE)) $(if $(DATA),--data "$(DATA)")
 
 ui: $(VENV)/.installed
 	@watchnext ui --port $(UI_PORT)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from watchnext.config import Section
 from watchnext.console import say, track
-from watchnext.data.split import rows_per_day, split_days, whole_days
+from watchnext.data.split import SplitDays, rows_per_day, split_days, whole_days
 from watchnext.engine import EngineParams, connect
 from watchnext.features import quantiles, ranking_features, retrieval_examples, vocabulary
 from watchnext.features.batches import write_manifest
@@ -39,9 +39,18 @@ class Params(Section):
 
 
 def featurize(
-    params: Params, engine: EngineParams, seed: int, tables: Path, out_features: Path, out_report: Path
+    params: Params,
+    engine: EngineParams,
+    seed: int,
+    tables: Path,
+    out_features: Path,
+    out_report: Path,
+    *,
+    split: SplitDays | None = None,
 ) -> dict[str, float | int | str]:
     """Make the features of `tables`.
+
+    `split` says which days train and judge; None leaves that to `split_days`, as the pipeline does.
 
     Raises:
         InputError: too few days, or no completed watch or no click in the training days.
@@ -53,7 +62,10 @@ def featurize(
         connect(engine, Path(scratch)) as opened,
     ):
         logs = read_logs(opened, tables)
-        split = split_days(whole_days(rows_per_day(logs.tables["impressions"], "shown_at", logs.time_zone)))
+        if split is None:
+            split = split_days(
+                whole_days(rows_per_day(logs.tables["impressions"], "shown_at", logs.time_zone))
+            )
         if split.not_judged():
             say(f"featurize: too few days of logs, so there is no day for: {', '.join(split.not_judged())}")
         training = vocabulary.training_tables(opened, logs, split)

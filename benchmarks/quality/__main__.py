@@ -1,0 +1,209 @@
+"""Candidate generation beside its alternatives, on the next day of the same logs: `make bench-quality`.
+
+Progress goes to stderr; the last line of stdout is one JSON object (docs/benchmarks.md).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.quality import data, measure, tuning
+from benchmarks.quality.ours import NAME
+from watchnext import config
+from watchnext.console import say
+from watchnext.engine import EngineParams
+from watchnext.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS_PYTHON = ROOT / "benchmarks" / ".venv" / "bin" / "python"
+SLOWEST_FIRST = ("sasrec", NAME, "rechub_youtube_dnn", "tfrs_two_tower", "ease", "bpr", "als")
+
+
+def validated_tables(source: str, path: Path | None, work: Path) -> Path:
+    """Simulate (where there is no `path`), ingest and validate, by the stages' own functions and params.yaml."""
+    from watchnext.stages import ingest, simulate, validate
+
+    engine = config.load_section("engine", EngineParams)
+    if path is None:
+        path = work / "logs"
+        simulate.simulate(
+            config.load_section("simulate", simulate.Params),
+            config.load_seed(),
+            source,
+            path,
+            work / "truth",
+            work / "report-simulate",
+        )
+    params = config.load_section("ingest", ingest.Params)
+    # Not `model_copy`: a source that there is not has to be refused.
+    params = ingest.Params.model_validate({**params.model_dump(), "source": source, "path": str(path)})
+    ingest.ingest(params, engine, path, work / "ingested", work / "report-ingest")
+    validate.validate(
+        config.load_section("validate", validate.Params),
+        engine,
+        work / "ingested",
+        work / "validated",
+        work / "quarantine",
+        work / "report-validate",
+    )
+    return work / "validated"
+
+
+def run(name: str, command: list[str]) -> None:
+    """Run one model in its environment, on one core; its own progress passes through.
+
+    Raises:
+        CannotMeasure: it failed.
+    """
+    one_core = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    one_core |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    quiet = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2", "TQDM_DISABLE": "1"}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **one_core, **quiet},
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        check=False,
+    )
+    if done.returncode:
+        raise measure.CannotMeasure(f"{name} ended with exit code {done.returncode}; what it said is above")
+    say(f"{name}: done")
+
+
+def benchmark(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
+    """Everything from the logs to the JSON object.
+
+    Raises:
+        InputError: the logs or settings are not what they should be.
+        CannotMeasure: a model failed, or there is too little to compare on.
+    """
+    if not arguments.peers_python.exists():
+        raise measure.CannotMeasure(
+            f"no {arguments.peers_python}: `make bench-quality` makes the peers' environment"
+        )
+    tables = validated_tables(arguments.source, arguments.data, work)
+    logs = data.Logs(tables)
+    if len(logs.days) < arguments.test_days + 2:
+        raise measure.CannotMeasure(
+            f"{len(logs.days)} whole days of logs: too few to train, validate and test on"
+        )
+    validation, *tests = logs.days[-arguments.test_days - 1 :]
+    folds = {}
+    for day in (validation, *tests):
+        folds[day] = logs.fold(day, arguments.max_events)
+        folds[day].save(work / f"fold-{day}")
+        say(f"{day}: {folds[day].num_events:,} events after {len(folds[day].train_user):,} completed watches")
+
+    seed = str(config.load_seed())
+    fold = {day: str(work / f"fold-{day}") for day in folds}
+    of_tests = [flag for day in tests for flag in ("--test", str(day), fold[day])]
+    commands = {
+        name: [
+            str(arguments.peers_python),
+            *("-m", "benchmarks.quality.tuning", name, "--validation", fold[validation], "--test"),
+            *(fold[day] for day in tests),
+            *("--out", str(work / name), "--seed", seed),
+        ]
+        for name in arguments.peers
+    }
+    commands[NAME] = [
+        sys.executable,
+        *("-m", "benchmarks.quality.ours", "--tables", str(tables)),
+        *("--validation", str(validation), fold[validation], *of_tests),
+        *("--work", str(work), "--out", str(work / NAME), "--seed", seed),
+    ]
+    order = sorted(commands, key=lambda name: SLOWEST_FIRST.index(name) if name in SLOWEST_FIRST else 99)
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        running = [pool.submit(run, name, commands[name]) for name in order]
+        try:
+            for one in running:
+                one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+    ranks = {
+        name: np.concatenate(
+            [np.load(work / name / f"ranks-{place}.npy") for place in range(len(tests))], axis=1
+        )
+        for name in commands
+    }
+    users = np.concatenate([folds[day].event_user for day in tests])
+    results = {name: json.loads((work / name / "result.json").read_text()) for name in commands}
+    return {
+        "benchmark": "quality",
+        "source": logs.source,
+        "validation_day": str(validation),
+        "test_days": [str(day) for day in tests],
+        "events": len(users),
+        "users": len(np.unique(users)),
+        "corpus": len(logs.video_ids),
+        "our_filter": results[NAME]["chosen"]["filter"],
+        **measure.compare(
+            ranks, users, ours=NAME, our_filter=results[NAME]["chosen"]["filter"], seed=config.load_seed()
+        ),
+        "models": {
+            name: {
+                "history_up_to_the_event": name not in tuning.WITHOUT_LATER_HISTORY,
+                "config": results[name]["chosen"]["config"],
+                "passes": results[name]["chosen"]["passes"],
+                "configurations_tried": len(results[name]["tried"]),
+                "validation": {
+                    "filter": results[name]["chosen"]["filter"],
+                    **results[name]["chosen"]["metrics"][results[name]["chosen"]["filter"]],
+                },
+                "test": measure.metrics_by_filter(ranks[name]),
+            }
+            for name in commands
+        },
+    }
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.add_argument(
+        "--source", default="simulated", help="simulated | kuairand | files, as ingest.source"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder of the logs; without it the default world is simulated"
+    )
+    parser.add_argument(
+        "--test-days", type=int, default=1, help="last whole days that are predicted; default 1"
+    )
+    parser.add_argument("--max-events", type=int, default=20_000, help="of a day, at most; default 20000")
+    parser.add_argument("--processes", type=int, default=2, help="models run side by side; default 2")
+    parser.add_argument("--peers", nargs="+", choices=list(tuning.PEERS), default=list(tuning.PEERS))
+    parser.add_argument("--peers-python", type=Path, default=PEERS_PYTHON)
+    parser.add_argument(
+        "--work", type=Path, help="keep everything in this empty folder; default: a temporary one"
+    )
+    arguments = parser.parse_args()
+    if arguments.data is None and arguments.source != "simulated":
+        parser.error(f"--data is the folder of the logs of the source {arguments.source}")
+    if arguments.test_days < 1:
+        parser.error("--test-days is at least 1")
+    try:
+        if arguments.work is not None:
+            arguments.work.mkdir(parents=True, exist_ok=True)
+            result = benchmark(arguments, arguments.work.resolve())
+        else:
+            with tempfile.TemporaryDirectory(prefix="bench-quality-") as work:
+                result = benchmark(arguments, Path(work))
+    except (InputError, measure.CannotMeasure) as error:
+        say(f"bench-quality could not measure: {error}")
+        return 1
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The alternatives, one module per family, each as its own users would run it."""
