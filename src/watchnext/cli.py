@@ -145,7 +145,7 @@ def study(
     source: Annotated[
         Literal["all", "simulated", "kuairand"], typer.Option(help="Leave out what is not named.")
     ] = "all",
-    users: Annotated[int, typer.Option(help="Users of each simulated world.", min=10)] = 3_000,
+    users: Annotated[int, typer.Option(help="Users of each simulated world.", min=10)] = 2_000,
     videos: Annotated[int, typer.Option(help="Videos of each simulated world.", min=100)] = 2_000,
     days: Annotated[int, typer.Option(help="Days of logs, the last three held out.", min=4)] = 14,
     seeds: Annotated[

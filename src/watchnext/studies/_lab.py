@@ -38,7 +38,7 @@ TRAINING: Mapping[str, Any] = {
     "embedding_dim": 32,
     "depth": 1,
     "watch_dropout": 0.3,
-    "batch_size": 256,
+    "batch_size": 512,
     "negatives": 500,
     "learning_rate": 0.05,
     "epochs": 8,
@@ -61,7 +61,7 @@ class Settings:
 
     data: Path | None = None
     simulated: bool = True
-    users: int = 3_000
+    users: int = 2_000
     videos: int = 2_000
     topics: int = 20
     days: int = 14
@@ -134,6 +134,15 @@ class Ground:
         codes = self.examples["user_id"].combine_chunks().dictionary_encode().indices
         return codes.to_numpy(zero_copy_only=False).astype(np.int64)
 
+    @property
+    def place(self) -> str:
+        """Source and dial, for people."""
+        return self.source if self.dial is None else f"{self.source}, dial {self.dial:g}"
+
+    def held_out(self, split: str) -> pa.Table:
+        """The examples of the day `tuning`, `gate` or `shadow`, as stored."""
+        return pa.concat_tables(read_examples(self.features / "retrieval_examples" / split))
+
     def inputs(self, names: Sequence[str]) -> tuple[FeatureSpec, ...]:
         """The inputs of these names that the logs have, in the encoder's order."""
         return tuple(spec for spec in self.encoder.retrieval_features if spec.name in names)
@@ -145,14 +154,14 @@ class Trained:
 
     Attributes:
         embed: its query tower; takes what the encoder makes, and adds what the study derives from it.
-        features: inputs of the query tower.
+        inputs: what the encoder has to make.
         candidate_embeddings: float32 [V, embedding_dim], row r = vocabulary index r + 1.
         model: the model itself.
         best_epoch: the epoch that was kept.
     """
 
     embed: Embed
-    features: tuple[FeatureSpec, ...]
+    inputs: tuple[FeatureSpec, ...]
     candidate_embeddings: np.ndarray
     model: Any
     best_epoch: int
@@ -185,16 +194,26 @@ class Lab:
         preset: str = "default",
         strengths: Sequence[float] = DIALS,
     ) -> Iterator[Ground]:
-        """Every ground of a study: real logs once per seed, then worlds of each strength and seed.
+        """Every ground of a study: real logs once per seed, then worlds; see `worlds`."""
+        if self.settings.data is not None:
+            for seed in range(self.settings.seeds):
+                yield self.kuairand(seed)
+        yield from self.worlds(dials, preset=preset, strengths=strengths)
+
+    def worlds(
+        self,
+        dials: Callable[[float], Mapping[str, float]],
+        *,
+        preset: str = "default",
+        strengths: Sequence[float] = DIALS,
+    ) -> Iterator[Ground]:
+        """Worlds of each strength and seed; none where the settings leave the simulator out.
 
         Args:
             dials: strength of the mechanism -> dials of the world, see `data.world.Dials`.
             preset: of the worlds.
             strengths: of the mechanism.
         """
-        if self.settings.data is not None:
-            for seed in range(self.settings.seeds):
-                yield self.kuairand(seed)
         if self.settings.simulated:
             for strength in strengths:
                 for seed in range(self.settings.seeds):
@@ -306,7 +325,7 @@ class Lab:
         examples = dict(derive(ground.arrays if arrays is None else arrays))
         if rows is not None:
             examples = {key: array[rows] for key, array in examples.items()}
-        features = (*ground.inputs(inputs), *derived)
+        encoded = ground.inputs(inputs)
 
         def embedder(model: Any) -> Embed:
             return lambda given: retrieval.embed_queries(model.query_tower, derive(given))
@@ -315,19 +334,18 @@ class Lab:
             judged = next_day(ground, embedder(model), model.candidate_embeddings.numpy(), split="tuning")
             return {"tuning_map": judged["map"].mean}
 
-        place = ground.source if ground.dial is None else f"dial {ground.dial:g}"
         model, outcome = retrieval.train(
             examples,
-            features,
+            (*encoded, *derived),
             vocabulary_sizes=ground.encoder.sizes,
             seed=seed,
             evaluate=tuning,
             objective="tuning_map",
-            where=f"{name} ({place}, seed {ground.seed})",
+            where=f"{name} ({ground.place}, seed {ground.seed})",
             **{**TRAINING, **changes},
         )
         return Trained(
-            embedder(model), features, model.candidate_embeddings.numpy(), model, outcome.best_epoch
+            embedder(model), encoded, model.candidate_embeddings.numpy(), model, outcome.best_epoch
         )
 
     def measure(self, ground: Ground, trained: Trained) -> dict[str, PerUser]:
@@ -353,7 +371,7 @@ class Lab:
         policy = RetrievalPolicy(
             moment.world,
             moment.users.copy(),
-            WorldEncoder(moment.world, ground.encoder, trained.features),
+            WorldEncoder(moment.world, ground.encoder, trained.inputs),
             trained.embed,
             searcher or ExactSearcher(trained.candidate_embeddings),
         )

@@ -1,6 +1,6 @@
 """Measures of variants of one experiment, collected by place and seed, and turned into rows with intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from watchnext.evaluation.intervals import PerUser, bootstrap
 from watchnext.studies._report import SIMULATED, Row
@@ -21,13 +21,13 @@ class Measures:
     [('a', '', 1.0), ('b', '', 1.5), ('b', 'a', 0.5)]
     """
 
-    def __init__(self, against: Mapping[str, str]) -> None:
+    def __init__(self, against: Mapping[str, str] | Sequence[tuple[str, str]]) -> None:
         """Nothing measured yet.
 
         Args:
-            against: variant -> the variant that it is compared with.
+            against: variant -> the variant that it is compared with, or pairs of them.
         """
-        self._against = dict(against)
+        self._against = list(against.items() if isinstance(against, Mapping) else against)
         self._measured: dict[tuple[str, float | None], dict[str, dict[str, list[PerUser]]]] = {}
 
     def add(self, source: str, dial: float | None, variant: str, measured: Measured) -> None:
@@ -51,7 +51,7 @@ class Measures:
                     if metric in own:
                         found = bootstrap(own[metric], same_users=same_users)
                         rows.append(Row(source, dial, variant, metric, found.value, found.low, found.high))
-                for variant, against in self._against.items():
+                for variant, against in self._against:
                     if metric in variants.get(variant, {}) and metric in variants.get(against, {}):
                         pairs = zip(variants[variant][metric], variants[against][metric], strict=True)
                         found = bootstrap([one.minus(two) for one, two in pairs], same_users=same_users)

@@ -22,10 +22,8 @@ from watchnext.features.history import tokenize
 from watchnext.index.search import Searcher
 
 BAG = 50
-LAST_QUERY_TOKENS = 5
 
 HISTORY, SHOWN, TOKENS = "history", "shown_unwatched", "search_tokens"
-LAST_WATCH, LAST_QUERY = "last_watch", "last_query"
 EXAMPLE_AGE = "example_age_s"
 
 Embed = Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -41,7 +39,6 @@ class UserStates:
         history: int32 [num_users, BAG], completed watches.
         shown: int32 [num_users, BAG], impressions that were not clicked.
         tokens: int32 [num_users, BAG], search tokens, numbers from 1 into `words`.
-        last_query: int32 [num_users, LAST_QUERY_TOKENS], tokens of the last search alone.
         watched: bool [num_users, num_videos], whether a watch was begun.
         words: the tokens that were typed.
     """
@@ -50,7 +47,6 @@ class UserStates:
         self.history = np.zeros((num_users, BAG), dtype=np.int32)
         self.shown = np.zeros((num_users, BAG), dtype=np.int32)
         self.tokens = np.zeros((num_users, BAG), dtype=np.int32)
-        self.last_query = np.zeros((num_users, LAST_QUERY_TOKENS), dtype=np.int32)
         self.watched = np.zeros((num_users, num_videos), dtype=bool)
         self.words: dict[str, int] = {}
 
@@ -64,9 +60,6 @@ class UserStates:
             numbers = [self.words.setdefault(token, len(self.words) + 1) for token in tokenize(query)]
             if numbers:
                 self.tokens[user] = np.concatenate([self.tokens[user], numbers])[-BAG:]
-                self.last_query[user] = 0
-                kept = numbers[-LAST_QUERY_TOKENS:]
-                self.last_query[user, -len(kept) :] = kept
         self.watched[feedback.watch_user, feedback.watch_video] = True
         done = feedback.completed
         _append(self.history, feedback.watch_user[done], feedback.watch_video[done] + 1)
@@ -122,7 +115,7 @@ class WorldEncoder:
         ).astype(np.int32)
         self._encoder = encoder
         self._index_of_word = np.zeros(1, dtype=np.int32)
-        moving = {HISTORY, SHOWN, TOKENS, LAST_WATCH, LAST_QUERY, EXAMPLE_AGE}
+        moving = {HISTORY, SHOWN, TOKENS, EXAMPLE_AGE}
         self._fixed = _user_columns(world, encoder)
         unknown = [spec.name for spec in features if spec.name not in moving | set(self._fixed)]
         if unknown:
@@ -141,12 +134,8 @@ class WorldEncoder:
             return self.index_of_video[users.history[rows]]
         if spec.name == SHOWN:
             return self.index_of_video[users.shown[rows]]
-        if spec.name == LAST_WATCH:
-            return self.index_of_video[users.history[rows][:, -1:]]
         if spec.name == TOKENS:
             return self._words(users)[users.tokens[rows]]
-        if spec.name == LAST_QUERY:
-            return self._words(users)[users.last_query[rows]]
         if spec.name == EXAMPLE_AGE:
             return np.zeros(len(rows), dtype=np.float32)
         return self._fixed[spec.name][rows]

@@ -4,14 +4,17 @@ Section 3.4 of the paper: many systems hold out a random watch of a user and pre
 leaks what came later and ignores that people watch some things in order. Choosing a watch and letting in only what
 came before it (5b) "performed better in A/B testing".
 
-Both models see the same labels, the same number of examples and the same settings; the context alone differs. For 5a
-it is the user's other completed watches of the training days, later ones included, the last 50 of them; for 5b the
-last 50 that had ended before the label. Searches and the example's age are left out of both: they would have to be held out,
-too. Both are served alike, with what the user did so far. Offline, each predicts the completed watches of the
-next day; in the simulated world each then fills the pages from the end of the training days on.
+All models see the same labels, the same number of examples, the age of each example and the same settings; the context
+alone differs. For 5b it is the last 50 completed watches before the label. For 5a it is the user's other completed
+watches of the training days, later ones included, the last 50 of them. In logs of a few days these are twice as many as
+5b's, and as many as a model is served with afterwards; where users have long histories, as in the paper, both
+contexts are full. So there is a third: as many watches as in 5b, drawn from those of 5a. Searches are left out,
+since they would have to be held out, too. All are served alike, with what the user did so far. Offline, each
+predicts the completed watches of the next day; in the simulated world each then fills the pages from the end of the
+training days on.
 
-What the claim rests on is asymmetric: episodes that are watched in order (the world's dial `series`), topics that
-follow topics (`order`).
+What the claim rests on is asymmetric: episodes that are watched in order and topics that follow topics. The dial turns
+both, up to where the preset `order_driven` has them (`series` 3, `order` 12; the default world has 1 and 1).
 """
 
 import numpy as np
@@ -21,7 +24,11 @@ from watchnext.studies._measures import Measures
 from watchnext.studies._online import BAG
 from watchnext.studies._report import Claim, Result
 
-HELD_OUT, FUTURE = "held-out watch (5a)", "future watch (5b)"
+FUTURE, HELD_OUT, SIZED = (
+    "future watch (5b)",
+    "held-out watch (5a)",
+    "held-out watch, context as large as 5b's",
+)
 
 CLAIMS = (
     Claim(
@@ -30,26 +37,34 @@ CLAIMS = (
         HELD_OUT,
         "online_watch_time_s",
     ),
+    Claim("the same with contexts of one size", FUTURE, SIZED, "online_watch_time_s"),
     Claim("it ranks what is watched the next day higher", FUTURE, HELD_OUT, "map"),
+    Claim("the same with contexts of one size (MAP)", FUTURE, SIZED, "map"),
 )
 
-INPUTS = ("history", "region")
+INPUTS = ("history", "region", "example_age_s")
 
 
 def run(lab: Lab) -> Result:
-    """Train both on every ground."""
-    measures = Measures({FUTURE: HELD_OUT})
-    for ground in lab.grounds(lambda strength: {"series": strength, "order": strength}):
-        for variant, arrays in (
-            (FUTURE, ground.arrays),
-            (HELD_OUT, {**ground.arrays, "history": held_out_context(ground)}),
-        ):
-            trained = lab.train(ground, variant, arrays=arrays, inputs=INPUTS)
+    """Train all three on every ground."""
+    measures = Measures([(FUTURE, HELD_OUT), (FUTURE, SIZED)])
+    sizes: dict[str, str] = {}
+    for ground in lab.grounds(lambda strength: {"series": 3.0 * strength, "order": 12.0 * strength}):
+        before, others = ground.arrays["history"], held_out_context(ground)
+        contexts = {FUTURE: before, HELD_OUT: others, SIZED: as_large_as(before, others, ground.seed)}
+        for variant, history in contexts.items():
+            trained = lab.train(ground, variant, arrays={**ground.arrays, "history": history}, inputs=INPUTS)
             measures.add(ground.source, ground.dial, variant, lab.measure(ground, trained))
+        sizes[ground.place] = " and ".join(f"{(one > 0).sum(axis=1).mean():.1f}" for one in (before, others))
     return Result(
         measures.rows(),
-        notes=["Inputs of both: " + ", ".join(INPUTS) + "."],
-        dial="the asymmetry of watching, `series` and `order`",
+        notes=[
+            "Inputs of all: " + ", ".join(INPUTS) + ", where the logs have them.",
+            "Watches in the context of 5b and of 5a, mean over examples: "
+            + "; ".join(f"{place}: {size}" for place, size in sizes.items())
+            + ".",
+        ],
+        dial="the asymmetry of watching, `series` up to 3 and `order` up to 12",
     )
 
 
@@ -75,3 +90,19 @@ def held_out_context(ground: Ground) -> np.ndarray:
             others = np.delete(watches, place)[-BAG:]
             context[row, : len(others)] = others
     return context
+
+
+def as_large_as(few: np.ndarray, many: np.ndarray, seed: int) -> np.ndarray:
+    """Bags with as many entries as `few` has, drawn at random from those of `many`.
+
+    Args:
+        few: int32 [num_examples, length], 0 = padding.
+        many: int32 of the same shape.
+        seed: of the draw.
+
+    Returns:
+        int32 of the same shape; all of `many` where it has no more.
+    """
+    rank = np.argsort(np.random.default_rng(seed).random(many.shape) + 2.0 * (many == 0), axis=1)
+    drawn = np.take_along_axis(many, rank, axis=1)
+    return np.where(np.arange(many.shape[1]) < (few > 0).sum(axis=1, keepdims=True), drawn, 0)

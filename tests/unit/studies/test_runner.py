@@ -70,7 +70,7 @@ def test_a_run_is_written_and_logged(project_root: Path, monkeypatch: pytest.Mon
         "simulated/dial 1/map/more  a b  - less/high": 0.3,
     }
     assert logged.data.tags["watchnext.claim_1"] == "mechanism check passed: it blows"
-    assert logged.data.params["users"] == "3000"
+    assert logged.data.params["users"] == "2000"
     assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {
         "wind.md",
         "wind.png",
