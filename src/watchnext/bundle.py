@@ -4,7 +4,7 @@
                       trained_until_at, the models' inputs, library versions, and the settings `recommend`
     query_tower/      SavedModel: history, ... -> embedding [B, D]
     ranker/           SavedModel: ranking inputs [N] -> expected_watch_time_s [N]
-    index/            ScaNN, the candidate embeddings [V, D], and which video stands in which row
+    index/            ScaNN, the candidate embeddings [num_videos, D], and which video stands in which row
     features/         vocabularies, quantiles, facts about videos, their statistics as of the last day
     sources/          tables of the candidate sources beside the tower, format 2
 
@@ -174,7 +174,6 @@ def write_bundle(
     shutil.copytree(retrieval / "query_tower", out / "query_tower")
     shutil.copytree(ranking / "ranker", out / "ranker")
     shutil.copytree(index, out / "index")
-    shutil.copy2(retrieval / "candidate_embeddings.npy", out / "index" / "candidate_embeddings.npy")
     shutil.copytree(sources / "tables", out / "sources")
     for name in ("vocabularies", "videos"):
         shutil.copytree(features / name, out / "features" / name)
@@ -226,7 +225,7 @@ def _check_one_training(
     rows = {
         "candidate embeddings": embeddings.shape[0],
         "vocabulary": vocabulary,
-        "index": int(manifests["index"]["rows"]),
+        "vocabulary in the index": int(manifests["index"]["vocabulary_rows"]),
     }
     if len(set(rows.values())) > 1:
         offenders = [f"{name}: {count} videos" for name, count in rows.items()]

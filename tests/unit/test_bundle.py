@@ -59,8 +59,9 @@ def make_parts(root: Path, videos: int = 3) -> dict[str, Path]:
     (parts["retrieval"] / "query_tower" / "saved_model.pb").write_bytes(b"tower")
     (parts["retrieval"] / "query_tower" / "variables" / "variables.index").write_bytes(b"weights")
     np.save(parts["retrieval"] / "candidate_embeddings.npy", np.zeros((videos, 2), np.float32))
-    write_json(parts["index"] / "manifest.json", kind="scann", rows=videos, embedding_dim=2)
+    write_json(parts["index"] / "manifest.json", kind="scann", vocabulary_rows=videos, embedding_dim=2)
     (parts["index"] / "rows.arrow").write_bytes(b"rows")
+    np.save(parts["index"] / "candidate_embeddings.npy", np.zeros((videos + 1, 2), np.float32))
     write_json(
         parts["ranking"] / "manifest.json", inputs=["video"], trained_until_at=UNTIL, params={"epochs": 2}
     )

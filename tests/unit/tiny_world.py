@@ -173,6 +173,7 @@ def write_models(
     embeddings = np.eye(size, dtype=np.float32)
     np.save(parts["retrieval"] / "candidate_embeddings.npy", embeddings)
     ScannSearcher.build(embeddings, brute_force_below=10_000).save(parts["index"] / "scann")
+    np.save(parts["index"] / "candidate_embeddings.npy", embeddings)
     table = pa.table({"row": np.arange(size), "video_id": tokens})
     with (
         pa.OSFile(str(parts["index"] / "rows.arrow"), "wb") as file,
@@ -193,7 +194,9 @@ def write_models(
         trained_until_at=until,
         params={"sign": watch_time_sign},
     )
-    _write_json(parts["index"] / "manifest.json", kind="scann_exact", rows=size, embedding_dim=size)
+    _write_json(
+        parts["index"] / "manifest.json", kind="scann_exact", vocabulary_rows=size, embedding_dim=size
+    )
     corpus = Corpus(encoder.vocabularies["video"], pq.read_table(features / "videos"))
     users = np.repeat(np.arange(USERS), 2 * (DAYS - 3))
     watched = [video_at(10 * user + step) for user in range(USERS) for step in range(2 * (DAYS - 3))]

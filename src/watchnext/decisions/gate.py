@@ -260,6 +260,7 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
     from watchnext.evaluation import offline
     from watchnext.features.batches import Encoder
     from watchnext.index.scann import ScannSearcher
+    from watchnext.models.candidate_sources import Corpus, read_videos
     from watchnext.models.towers import load_signature
 
     encoder = Encoder.load(bundle.features)
@@ -270,7 +271,11 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
     def query_tower(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         return signature(arrays)["embedding"]
 
-    retrieval = offline.evaluate_retrieval(query_tower, candidates, encoder, events, exclude=exclude)
+    # Of a bundle whose index ends with the vocabulary, labels beyond it are unranked, as it would serve them.
+    corpus = Corpus(encoder.vocabularies["video"], read_videos(bundle.features / "videos"))
+    retrieval = offline.evaluate_retrieval(
+        query_tower, candidates, encoder, events, corpus=corpus, exclude=exclude
+    )
     ranking, _ = offline.evaluate_ranking(
         load_signature(str(bundle.ranker)), encoder, features / "ranking_examples" / split
     )

@@ -17,7 +17,15 @@ import pyarrow.parquet as pq
 from watchnext.config import Exclude
 from watchnext.errors import InputError
 from watchnext.evaluation import metrics
-from watchnext.features.batches import OPENING, PAGED_SHARE, Encoder, FeatureSpec, pad, read_examples
+from watchnext.features.batches import (
+    OPENING,
+    PAGED_SHARE,
+    Encoder,
+    FeatureSpec,
+    Vocabulary,
+    pad,
+    read_examples,
+)
 from watchnext.index.search import ExactSearcher, Searcher
 from watchnext.models.candidate_sources import Corpus, MostPopular, Retriever, blend, requests_by_day
 
@@ -52,10 +60,17 @@ class RetrievalResult:
     Attributes:
         ranks: int64 [num_events], from 1; metrics.UNRANKED where the label cannot be recommended.
         user_ids: [num_events].
+        labels: int64 [num_events], row of the candidates (or of the corpus, where one was given); -1 for a video
+            that is none.
     """
 
     ranks: np.ndarray
     user_ids: pa.Array
+    labels: np.ndarray
+
+    def of(self, which: np.ndarray) -> "RetrievalResult":
+        """The events for which `which`, bool [num_events], is true."""
+        return RetrievalResult(self.ranks[which], self.user_ids.filter(pa.array(which)), self.labels[which])
 
     def metrics(self, ks: tuple[int, ...] = (10, 50, 100, 200)) -> dict[str, float]:
         """recall, precision and ndcg at each K, and map."""
@@ -117,6 +132,7 @@ def evaluate_retrieval(
     encoder: Encoder,
     examples: Path,
     *,
+    corpus: Corpus | None = None,
     exclude: Exclude = "none",
     depth: int = 200,
     max_events: int | None = None,
@@ -128,6 +144,8 @@ def evaluate_retrieval(
         candidates: its candidate embeddings [V, embedding_dim], row r = index r + 1 of the encoder's videos: every
             label gets its exact rank. Or an index over them: labels beyond its first `depth` are UNRANKED.
         encoder: the encoder that belongs to the model.
+        corpus: where candidates go on beyond the vocabulary, row r of them is row r of the corpus, and a video is a
+            candidate of the events after its upload alone. None: they are the vocabulary, there at all times.
         examples: directory of the examples, e.g. retrieval_examples/gate.
         exclude: takes what was watched before each event, or shown too, out of what may be recommended; a label
             among it is UNRANKED then.
@@ -137,10 +155,14 @@ def evaluate_retrieval(
     Raises:
         InputError: there are no examples, or a query embedding is not a number.
     """
-    ranks, users = [], []
+    ranks, users, rows_of_labels = [], [], []
+    videos = encoder.vocabularies["video"] if corpus is None else corpus.ids
     inputs = [spec.name for spec in encoder.retrieval_features]
-    for table in _tables(examples, ["user_id", "video_id", *inputs, *EXCLUDED[exclude]], max_events):
+    columns = ["user_id", "video_id", "watched_at", "asked_at", *inputs, *EXCLUDED[exclude]]
+    for table in _tables(examples, columns, max_events):
         arrays = encoder.encode_retrieval(table)
+        labels = videos.lookup(table["video_id"])
+        rows_of_labels.append(labels.astype(np.int64) - 1)
         users.append(table["user_id"].combine_chunks())
         queries = query_tower(arrays)
         if not np.isfinite(queries).all():
@@ -149,32 +171,54 @@ def evaluate_retrieval(
                 where=str(examples),
                 remedy="train_retrieval diverged: lower its learning_rate",
             )
-        excluded = _excluded(table, exclude, encoder, examples)
+        excluded = _excluded(table, exclude, videos, examples)
+        at = None if corpus is None else asked_at_us(table)
+        if corpus is not None and at is not None:
+            there = np.append(corpus.uploaded, np.iinfo(np.int64).max)[labels - 1] < at
+            labels = np.where(there, labels, 0)
         if isinstance(candidates, np.ndarray):
             step = max(1, _SCORES_AT_ONCE // max(1, len(candidates)))
             for begin in range(0, len(queries), step):
                 part = slice(begin, begin + step)
                 scores = queries[part] @ candidates.T
+                if corpus is not None and at is not None:
+                    recent = np.flatnonzero(corpus.uploaded[: len(candidates)] >= at[part].min())
+                    hidden = corpus.uploaded[recent][None, :] >= at[part][:, None]
+                    scores[:, recent] = np.where(hidden, -np.inf, scores[:, recent])
                 ranks.append(
                     metrics.label_ranks(
-                        scores, arrays["label"][part], None if excluded is None else excluded[part]
+                        scores,
+                        np.where(labels[part] <= len(candidates), labels[part], 0),
+                        None
+                        if excluded is None
+                        else np.where(excluded <= len(candidates), excluded, 0)[part],
                     )
                 )
         else:
             most = 0 if excluded is None else int((excluded > 0).sum(axis=1).max(initial=0))
-            rows, _ = candidates.search(queries, depth + most)
-            ranks.append(_ranks_in_lists(rows + 1, arrays["label"], excluded, depth))
-    return RetrievalResult(np.concatenate(ranks), _concat(users))
+            later = 0 if corpus is None or at is None else int((corpus.uploaded >= at.min()).sum())
+            rows, _ = candidates.search(queries, depth + most + later)
+            if corpus is not None and at is not None:
+                rows = np.where((rows >= 0) & (corpus.uploaded[rows] < at[:, None]), rows, -1)
+            ranks.append(_ranks_in_lists(rows + 1, labels, excluded, depth))
+    return RetrievalResult(np.concatenate(ranks), _concat(users), np.concatenate(rows_of_labels))
+
+
+def asked_at_us(table: pa.Table) -> np.ndarray:
+    """int64 [num_events] microseconds: the instant of which the inputs of retrieval examples are."""
+    at = table["asked_at" if "asked_at" in table.column_names else "watched_at"]
+    return at.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
 
 
 def evaluate_most_popular(
     popular: MostPopular, examples: Path, *, exclude: Exclude = "none"
 ) -> RetrievalResult:
     """Rank every label of a day's retrieval examples by popularity; see `evaluate_retrieval`."""
-    ranks, users = [], []
+    ranks, users, rows_of_labels = [], [], []
     for table in _tables(examples, ["user_id", "video_id", "history", *EXCLUDED[exclude]]):
         place = popular.places(table["video_id"].combine_chunks())
         own = np.where(place > 0, place, metrics.UNRANKED)
+        rows_of_labels.append(place - 1)
         if exclude != "none":
             lists = excluded_lists(table, exclude, examples)
             owner = np.concatenate([pc.list_parent_indices(column).to_numpy() for column in lists])
@@ -188,7 +232,7 @@ def evaluate_most_popular(
             own = np.where((own == metrics.UNRANKED) | seen, metrics.UNRANKED, own - before)
         ranks.append(own)
         users.append(table["user_id"].combine_chunks())
-    return RetrievalResult(np.concatenate(ranks), _concat(users))
+    return RetrievalResult(np.concatenate(ranks), _concat(users), np.concatenate(rows_of_labels))
 
 
 def excluded_lists(table: pa.Table, exclude: Exclude, examples: Path) -> list[pa.Array]:
@@ -216,12 +260,12 @@ def excluded_lists(table: pa.Table, exclude: Exclude, examples: Path) -> list[pa
     return [column.chunk(0) if isinstance(column, pa.ChunkedArray) else column for column in columns]
 
 
-def _excluded(table: pa.Table, exclude: Exclude, encoder: Encoder, examples: Path) -> np.ndarray | None:
-    """int32 [num_events, any] vocabulary indices that may not be recommended, 0 = padding; None for `none`."""
+def _excluded(table: pa.Table, exclude: Exclude, videos: Vocabulary, examples: Path) -> np.ndarray | None:
+    """int32 [num_events, any] indices that may not be recommended, 0 = padding; None for `none`."""
     bags = []
     for column in excluded_lists(table, exclude, examples):
         longest = pc.max(pc.list_value_length(column)).as_py() or 0
-        bags.append(pad(column, encoder.vocabularies["video"], longest))
+        bags.append(pad(column, videos, longest))
     return np.concatenate(bags, axis=1) if bags else None
 
 
@@ -263,8 +307,7 @@ def evaluate_blend(
     hits: dict[str, list[np.ndarray]] = {}
     for table in _tables(examples, columns, max_events):
         labels = corpus.rows(table["video_id"])
-        asked_at = table["asked_at" if "asked_at" in table.column_names else "watched_at"]
-        at = asked_at.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+        at = asked_at_us(table)
         arrays = encoder.encode_retrieval(table)
         left_out = [
             np.split(

@@ -55,6 +55,7 @@ class Corpus:
     Attributes:
         video_ids: [num_videos].
         known: V, the videos of the vocabulary; row r < V is vocabulary index r + 1.
+        ids: looks them up; row r is its index r + 1.
         channels: int32 [num_videos], a number per channel; -1: none.
         uploaded: int64 [num_videos] microseconds; the smallest integer where unknown.
     """
@@ -65,7 +66,7 @@ class Corpus:
         others = ids.filter(pa.array(vocabulary.lookup(ids) == 0))
         self.video_ids = pa.concat_arrays([vocabulary.tokens, others.sort()])
         self.known = len(vocabulary)
-        self._ids = Vocabulary("video", self.video_ids, np.zeros(len(self.video_ids), np.int64))
+        self.ids = Vocabulary("video", self.video_ids, np.zeros(len(self.video_ids), np.int64))
         rows = self.rows(ids)
         self.channels = np.full(len(self), -1, np.int32)
         self.uploaded = np.full(len(self), _ALWAYS, np.int64)
@@ -81,12 +82,26 @@ class Corpus:
 
     def rows(self, video_ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
         """[N] ids -> int64 [N] rows; -1 for a video that is not in the corpus."""
-        return self._ids.lookup(video_ids).astype(np.int64) - 1
+        return self.ids.lookup(video_ids).astype(np.int64) - 1
 
     @cached_property
     def row_to_video(self) -> list[Any]:
         """Row -> id, [num_videos]."""
         return self.video_ids.to_pylist()
+
+
+def read_videos(directory: Path) -> pa.Table:
+    """The table `videos` of the features, or of a bundle.
+
+    Raises:
+        InputError: there is none.
+    """
+    parts = sorted(directory.glob("part-*.parquet"))
+    if not parts:
+        raise InputError(
+            "there is no table of videos here", where=str(directory), remedy="run the stage featurize"
+        )
+    return pa.concat_tables([pq.read_table(part) for part in parts])
 
 
 class Popularity:
@@ -566,7 +581,8 @@ class Tower:
         banned = [excluded[int(number)] if excluded is not None else () for number in asked]
         most = max(map(len, banned))
         unseen = int((~self._seen).sum())
-        many = min(len(self._embeddings), k + most + unseen)
+        later = int((self.corpus.uploaded[self._rows] >= requests.at[asked].min()).sum())
+        many = min(len(self._embeddings), k + most + unseen + later)
         found, values = self._search(requests.queries[asked], many)
         # An approximate index may find fewer than asked, and fills up with rows that do not exist.
         valid = (found >= 0) & (found < len(self._rows)) & np.isfinite(values)

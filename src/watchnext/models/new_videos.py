@@ -13,12 +13,16 @@ vanish. Since an index knows only dot products, a level is a step along the mean
 """
 
 import dataclasses
+import datetime
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from watchnext.features.batches import Encoder
 from watchnext.models.candidate_sources import Corpus
 
 Floats = npt.NDArray[np.floating]
@@ -49,6 +53,50 @@ class Levels:
     unwatched: float = 0.0
     late_share: float = 0.0
     unwatched_share: float = 0.0
+
+
+def embed_new_videos(
+    embeddings: Floats,
+    corpus: Corpus,
+    encoder: Encoder,
+    videos: pa.Table,
+    *,
+    shrinkage: float,
+    events: tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None,
+) -> tuple[npt.NDArray[np.float32], Levels, float]:
+    """Candidate embeddings of the whole corpus: the trained ones, and after them those of all other videos.
+
+    Args:
+        embeddings: [V, D] as trained.
+        corpus: the videos.
+        encoder: of the training; says when it ended and how often each video was completed.
+        videos: the table of that name.
+        shrinkage: see `embed_from_facts`.
+        events: of the tuning day, as in `fit_levels`: queries, instants, labels. None: both levels are 0.
+
+    Returns:
+        float32 [num_videos, D], the levels that are in it, and the variance that facts explain.
+    """
+    until_us = trained_until_us(encoder.manifest)
+    frequency = encoder.vocabularies["video"].frequency
+    predicted = embed_from_facts(embeddings, frequency, corpus, videos, until_us, shrinkage=shrinkage)
+    explained = explained_variance(embeddings, predicted, frequency)
+    predicted[: corpus.known] = embeddings
+    if events is None:
+        return predicted, Levels(), explained
+    queries, at_us, labels = events
+    levels = fit_levels(queries, at_us, labels, predicted, corpus, until_us)
+    return (
+        with_levels(predicted, levels, mean_query_step(queries), corpus, until_us),
+        levels,
+        explained,
+    )
+
+
+def trained_until_us(manifest: Mapping[str, Any]) -> int:
+    """The end of training, exclusive, in microseconds, from the features' manifest."""
+    until = datetime.datetime.fromisoformat(manifest["trained_until_at"])
+    return (until - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
 
 
 def embed_from_facts(
@@ -101,8 +149,7 @@ def embed_from_facts(
     total = np.bincount(of_known[some], weight[some], channels)
     left = weight[some, None] * (embeddings[some] - predicted[: corpus.known][some])
     effect = np.stack([np.bincount(of_known[some], column, channels) for column in left.T], axis=1)
-    effect /= (total + ridge)[:, None]
-    predicted[inside] += effect[corpus.channels[inside]]
+    predicted[inside] += (effect / (total + ridge)[:, None])[corpus.channels[inside]]
     return predicted
 
 

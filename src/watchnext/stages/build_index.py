@@ -24,6 +24,9 @@ class Params(Section):
     reorder_factors: list[Annotated[float, Field(ge=1)]] = Field(default=[1.0, 2.0, 4.0, 8.0], min_length=1)
     soar_lambda: float | None = Field(default=1.5, gt=0)
     recall_queries: int = Field(default=1_000, ge=1)
+    new_videos: bool = True
+    new_video_shrinkage: float = Field(default=3.0, gt=0)
+    level_events: int = Field(default=5_000, ge=1)
 
 
 def build_index(
@@ -43,33 +46,57 @@ def build_index(
     from watchnext.errors import InputError
     from watchnext.evaluation.index_tuning import tune_index
     from watchnext.evaluation.metrics import index_recall_at_k
+    from watchnext.evaluation.offline import asked_at_us
     from watchnext.evaluation.plots import plot_index_frontier
-    from watchnext.features.batches import Encoder
+    from watchnext.features.batches import Encoder, read_examples
     from watchnext.index.scann import ScannSearcher
     from watchnext.index.search import ExactSearcher
+    from watchnext.models.candidate_sources import Corpus, read_videos
+    from watchnext.models.new_videos import Levels, embed_new_videos, is_late, trained_until_us
     from watchnext.models.retrieval import load_query_tower
-    from watchnext.models.training import encode_all
 
     out_index.mkdir(parents=True)
     out_report.mkdir(parents=True, exist_ok=True)
     encoder = Encoder.load(features)
     embeddings = np.load(model / "candidate_embeddings.npy", allow_pickle=False)
-    video_ids = encoder.vocabularies["video"].tokens
-    if len(video_ids) != len(embeddings):
+    corpus = Corpus(encoder.vocabularies["video"], read_videos(features / "videos"))
+    if corpus.known != len(embeddings):
         raise InputError(
-            f"{len(embeddings)} candidate embeddings for a vocabulary of {len(video_ids)} videos",
+            f"{len(embeddings)} candidate embeddings for a vocabulary of {corpus.known} videos",
             where=f"{model} and {features}",
             remedy="they are not of the same run: run `dvc repro`",
         )
-    split = "tuning" if encoder.manifest["days"]["tuning"] else "training"
-    if split == "training":
+    has_tuning_day = bool(encoder.manifest["days"]["tuning"])
+    if not has_tuning_day:
         say("build_index: there is no tuning day; the index is tuned and measured with training examples")
-    arrays = encode_all(features / "retrieval_examples" / split, encoder.encode_retrieval)
-    chosen = np.random.default_rng(seed).permutation(len(arrays["label"]))[: params.recall_queries]
-    queries = load_query_tower(model / "query_tower")({name: array[chosen] for name, array in arrays.items()})
+    split = "tuning" if has_tuning_day else "training"
+    examples = pa.concat_tables(list(read_examples(features / "retrieval_examples" / split)))
+    wanted = max(params.recall_queries, params.level_events)
+    examples = examples.take(np.random.default_rng(seed).permutation(examples.num_rows)[:wanted])
+    queries = load_query_tower(model / "query_tower")(encoder.encode_retrieval(examples))
+
+    late = is_late(corpus, trained_until_us(encoder.manifest))
+    levels, explained = Levels(), 0.0
+    if params.new_videos and len(corpus) > corpus.known:
+        embeddings, levels, explained = embed_new_videos(
+            embeddings,
+            corpus,
+            encoder,
+            read_videos(features / "videos"),
+            shrinkage=params.new_video_shrinkage,
+            # Training examples name no video outside the vocabulary, and would push them all out of sight.
+            events=(queries, asked_at_us(examples), corpus.rows(examples["video_id"]))
+            if has_tuning_day
+            else None,
+        )
+    np.save(out_index / "candidate_embeddings.npy", embeddings)
+    video_ids = corpus.video_ids[: len(embeddings)]
+    queries = queries[: params.recall_queries]
 
     began = time.monotonic()
-    tuning = tune_index(embeddings, queries, **params.model_dump(exclude={"recall_queries"}))
+    tuned = {"search", "brute_force_below", "num_neighbors", "recall_floor", "num_leaves", "leaf_shares"}
+    tuned |= {"reorder_factors", "soar_lambda"}
+    tuning = tune_index(embeddings, queries, **params.model_dump(include=tuned))
     build_s = time.monotonic() - began
     if not tuning.reached:
         say(
@@ -99,6 +126,7 @@ def build_index(
         "format": 1,
         "kind": searcher.kind,
         "rows": len(embeddings),
+        "vocabulary_rows": corpus.known,
         "embedding_dim": embeddings.shape[1],
         "params": params.model_dump(),
         **metrics,
@@ -108,6 +136,13 @@ def build_index(
         {
             "index_kind": searcher.kind,
             "index_rows": len(embeddings),
+            "new_videos": len(embeddings) - corpus.known,
+            "late_videos": int(late[: len(embeddings)].sum()),
+            "late_level": levels.late,
+            "late_share_of_watches": levels.late_share,
+            "unwatched_level": levels.unwatched,
+            "unwatched_share_of_watches": levels.unwatched_share,
+            "facts_explained_variance": explained,
             "index_leaves_to_search": searcher.leaves_to_search or 0,
             "index_reorder": searcher.reorder or 0,
             "index_recall_floor_reached": int(tuning.reached),

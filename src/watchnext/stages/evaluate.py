@@ -41,7 +41,8 @@ def evaluate(
     from watchnext.evaluation.plots import plot_recall_by_k, plot_reliability
     from watchnext.features.batches import Encoder
     from watchnext.index.scann import ScannSearcher
-    from watchnext.models.candidate_sources import Corpus, MostPopular, Tower, load_sources
+    from watchnext.models.candidate_sources import Corpus, MostPopular, Tower, load_sources, read_videos
+    from watchnext.models.new_videos import is_late, trained_until_us
     from watchnext.models.ranking import load_ranker
     from watchnext.models.retrieval import load_query_tower
 
@@ -55,22 +56,26 @@ def evaluate(
 
     events = features / "retrieval_examples" / "gate"
     tower = load_query_tower(retrieval / "query_tower")
-    candidates = np.load(retrieval / "candidate_embeddings.npy", allow_pickle=False)
+    candidates = np.load(index / "candidate_embeddings.npy", allow_pickle=False)
+    corpus = Corpus(encoder.vocabularies["video"], read_videos(features / "videos"))
     searcher = ScannSearcher.load(index / "scann")
-    model = offline.evaluate_retrieval(tower, candidates, encoder, events, exclude=recommend.exclude)
+    exclude = recommend.exclude
+    model = offline.evaluate_retrieval(tower, candidates, encoder, events, corpus=corpus, exclude=exclude)
     indexed = offline.evaluate_retrieval(
-        tower, searcher, encoder, events, exclude=recommend.exclude, depth=params.largest_k
+        tower, searcher, encoder, events, corpus=corpus, exclude=exclude, depth=params.largest_k
     )
+    of_vocabulary = offline.evaluate_retrieval(
+        tower, candidates[: corpus.known], encoder, events, corpus=corpus, exclude=exclude
+    )
+    late_videos = is_late(corpus, trained_until_us(encoder.manifest))
+    late = (model.labels >= 0) & late_videos[model.labels]
+    unwatched = ~late & (model.labels >= corpus.known)
     popular = offline.evaluate_most_popular(
-        MostPopular.from_statistics(features / "video_statistics", day), events, exclude=recommend.exclude
+        MostPopular.from_statistics(features / "video_statistics", day), events, exclude=exclude
     )
 
     parts = sorted((features / "video_statistics").glob("part-*.parquet"))
     statistics = pa.concat_tables([pq.read_table(part, filters=[("day", "=", day)]) for part in parts])
-    videos = pa.concat_tables(
-        [pq.read_table(part) for part in sorted((features / "videos").glob("part-*.parquet"))]
-    )
-    corpus = Corpus(encoder.vocabularies["video"], videos)
     with pa.memory_map(str(index / "rows.arrow")) as opened:
         indexed_rows = corpus.rows(pa.ipc.open_file(opened).read_all()["video_id"])
     blended = offline.evaluate_blend(
@@ -81,7 +86,7 @@ def evaluate(
         encoder,
         statistics,
         events,
-        exclude=recommend.exclude,
+        exclude=exclude,
         max_events=params.blend_events,
     )
 
@@ -96,8 +101,23 @@ def evaluate(
     values: dict[str, float | int | str] = {
         "gate_day": gate,
         "events": len(model.ranks),
-        "events_in_vocabulary": float(np.mean(model.ranks != metrics.UNRANKED)),
+        "events_in_vocabulary": float(np.mean((model.labels >= 0) & (model.labels < corpus.known))),
+        "events_ranked": float(np.mean(model.ranks != metrics.UNRANKED)),
         **model.metrics(),
+        **{
+            f"vocabulary_alone_{name}": value
+            for name, value in of_vocabulary.metrics().items()
+            if name in ("recall_at_100", "map")
+        },
+        **{
+            f"{group}_{name}": value
+            for group, which in (("late", late), ("unwatched", unwatched))
+            for name, value in {
+                "events": float(which.mean()),
+                **(model.of(which).metrics() if which.any() else {}),
+            }.items()
+            if name in ("events", "recall_at_10", "recall_at_100", "precision_at_100", "map")
+        },
         **{f"popular_7_days_{name}": value for name, value in popular.metrics().items()},
         **{
             f"with_index_{name}": value

@@ -12,7 +12,7 @@ from watchnext.evaluation import offline
 from watchnext.evaluation.metrics import UNRANKED
 from watchnext.features.batches import Encoder, FeatureSpec
 from watchnext.index.search import ExactSearcher
-from watchnext.models.candidate_sources import MostPopular
+from watchnext.models.candidate_sources import Corpus, MostPopular
 
 AT = dt.datetime(2026, 1, 9, 12, tzinfo=dt.UTC)
 
@@ -95,6 +95,70 @@ def test_an_exact_index_gives_the_exact_ranks_up_to_its_depth(tmp_path, events, 
             constant_tower, ExactSearcher(embeddings), encoder, events, exclude=exclude, depth=depth
         )
         assert found.ranks.tolist() == np.where(exact <= depth, exact, UNRANKED).tolist()
+
+
+def corpus_of(encoder, days):
+    """A corpus of the vocabulary and other videos, each uploaded so many days before AT."""
+    at = pa.array([AT - dt.timedelta(days=age) for age in days.values()], pa.timestamp("us", tz="UTC"))
+    return Corpus(encoder.vocabularies["video"], pa.table({"video_id": list(days), "uploaded_at": at}))
+
+
+@pytest.fixture
+def later_events(tmp_path):
+    """Labels new, new an hour before its upload, b, and a video of which nothing is known."""
+    at = [AT, AT - dt.timedelta(hours=13), AT, AT]
+    table = pa.table(
+        {
+            "user_id": [1, 2, 3, 4],
+            "watched_at": pa.array(at, pa.timestamp("us", tz="UTC")),
+            "video_id": ["new", "new", "b", "nowhere"],
+            "history": [[], [], ["a"], []],
+            "watched_before": [[], [], ["a", "new"], []],
+            "shown_before": [[], [], [], []],
+        }
+    )
+    return write(tmp_path / "later", table)
+
+
+def test_videos_beyond_the_vocabulary_are_ranked_from_their_upload_on(tmp_path, later_events):
+    """Scores a=4, new=3.5, b=3; `new` is there from half a day before AT.
+
+    Fails where upload is not looked at (b is third for everybody), where labels are looked up in the vocabulary alone,
+    and where what was watched outside the vocabulary is not taken out.
+    """
+    encoder = make_encoder(tmp_path / "encoder", ["a", "b"])
+    corpus = corpus_of(encoder, {"a": 9, "b": 9, "new": 0.5})
+    embeddings = np.array([[4.0], [3.0], [3.5]], np.float32)
+    for candidates in (embeddings, ExactSearcher(embeddings)):
+        found = offline.evaluate_retrieval(constant_tower, candidates, encoder, later_events, corpus=corpus)
+        assert found.ranks.tolist() == [2, UNRANKED, 3, UNRANKED]
+        assert found.labels.tolist() == [2, 2, 1, -1]
+        without = offline.evaluate_retrieval(
+            constant_tower, candidates, encoder, later_events, corpus=corpus, exclude="watched"
+        )
+        assert without.ranks.tolist() == [2, UNRANKED, 1, UNRANKED]
+    assert found.of(found.labels == 2).ranks.tolist() == [2, UNRANKED]
+
+
+def test_what_is_not_there_yet_stands_before_nobody(tmp_path, later_events):
+    """The best of all is uploaded after every event."""
+    encoder = make_encoder(tmp_path / "encoder", ["a", "b"])
+    corpus = corpus_of(encoder, {"a": 9, "b": 9, "new": -1})
+    embeddings = np.array([[4.0], [3.0], [9.0]], np.float32)
+    for candidates in (embeddings, ExactSearcher(embeddings)):
+        found = offline.evaluate_retrieval(
+            constant_tower, candidates, encoder, later_events, corpus=corpus, depth=2
+        )
+        assert found.ranks.tolist() == [UNRANKED, UNRANKED, 2, UNRANKED]
+
+
+def test_an_index_that_ends_with_the_vocabulary_ranks_nothing_beyond_it(tmp_path, later_events):
+    encoder = make_encoder(tmp_path / "encoder", ["a", "b"])
+    corpus = corpus_of(encoder, {"a": 9, "b": 9, "new": 0.5})
+    embeddings = np.array([[4.0], [3.0]], np.float32)
+    for candidates in (embeddings, ExactSearcher(embeddings)):
+        found = offline.evaluate_retrieval(constant_tower, candidates, encoder, later_events, corpus=corpus)
+        assert found.ranks.tolist() == [UNRANKED, UNRANKED, 2, UNRANKED]
 
 
 def test_popularity_is_judged_under_the_same_rule_of_exclusion(events):

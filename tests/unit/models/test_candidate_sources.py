@@ -132,6 +132,29 @@ def test_videos_that_a_model_never_saw_have_neither_place_nor_score():
     )
 
 
+def test_a_tower_asked_early_finds_k_in_spite_of_later_uploads():
+    """d and e, which score best, come after the request. Fails where only k of the index are looked at."""
+    corpus = make_corpus(known=3, uploaded_days=(-30, -30, -30, 2, 3))
+    embeddings = np.array([[1.0], [2.0], [3.0], [8.0], [9.0]], np.float32)
+    asked = []
+
+    def search(queries, k):
+        asked.append(k)
+        order = np.argsort(-embeddings[:, 0])[:k]
+        return np.tile(order, (len(queries), 1)), np.tile(embeddings[order, 0], (len(queries), 1))
+
+    early = Requests(
+        np.array([BEGINS_AT]),
+        np.array([[1]], np.int32),
+        Popularity(corpus, np.zeros(5), 7, BEGINS_AT),
+        np.ones((1, 1), np.float32),
+    )
+    rows, scores = Tower(corpus, search, embeddings).retrieve(early, 2)
+    assert rows.tolist() == [[2, 1]]
+    assert scores.tolist() == [[3.0, 2.0]]
+    assert asked == [4]
+
+
 def test_a_blend_fills_quotas_in_order_and_what_one_source_lacks_by_the_others():
     lists = {"tower": [1, 2, 3, 4, 5, 6], "co_watched": [2, 7, -1], "popular": [1, 2, 8, 9, 10]}
     quotas = {"tower": 3, "co_watched": 2, "popular": 1, "fresh": 0}

@@ -53,9 +53,15 @@ def test_outputs_are_those_that_later_stages_read(made, world_features):
     vocabulary = pq.read_table(world_features / "vocabularies" / "video").sort_by("index")
     embeddings = np.load(root / "retrieval" / "candidate_embeddings.npy", allow_pickle=False)
     assert embeddings.shape == (vocabulary.num_rows, 8)
+    indexed = np.load(root / "index" / "candidate_embeddings.npy", allow_pickle=False)
+    assert np.array_equal(indexed[: len(embeddings)], embeddings)
+    assert len(indexed) == pq.read_table(world_features / "videos").num_rows
     with pa.OSFile(str(root / "index" / "rows.arrow")) as source:
         rows = pa.ipc.open_file(source).read_all()
-    assert rows["video_id"].to_pylist() == vocabulary["token"].to_pylist()
+    assert rows["video_id"].to_pylist()[: vocabulary.num_rows] == vocabulary["token"].to_pylist()
+    assert sorted(rows["video_id"].to_pylist()) == sorted(
+        pq.read_table(world_features / "videos")["video_id"].to_pylist()
+    )
     for name in ("retrieval", "ranking"):
         manifest = json.loads((root / name / "manifest.json").read_text())
         assert manifest["weights_digest"] == metrics[f"train_{name}"]["weights_digest"]
