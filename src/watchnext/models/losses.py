@@ -1,13 +1,12 @@
 """The losses of both models, each beside its equation."""
 
+from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import tensorflow as tf
 
 Estimator = Literal["consistent", "tfrs"]
-
-_LEFT_OUT = tf.float32.min
-"""Logit of a candidate that takes no part: its exponential is 0 beside any other."""
 
 
 def weighted_logistic_loss(
@@ -68,6 +67,7 @@ def sampled_softmax_loss(
     user_ids: tf.Tensor | None = None,
     estimator: Estimator = "consistent",
     in_batch: bool = True,
+    matmul_dtype: tf.DType = tf.float32,
 ) -> tf.Tensor:
     """Cross-entropy of a softmax over the whole corpus, estimated from sampled candidates (paper, section 3.1).
 
@@ -98,9 +98,12 @@ def sampled_softmax_loss(
         user_ids: int [num_examples], equal for examples of one user; None: no example shares its user.
         estimator: which of the two.
         in_batch: whether labels of other examples are negatives.
+        matmul_dtype: of the products of queries and candidates, and of the probabilities between them and their
+            gradient. With bfloat16 a probability is right to 1 %, and the three products take a fifth of the time
+            where the processor has instructions for them.
 
     Returns:
-        [num_examples] loss of each example.
+        [num_examples] float32 loss of each example; at most 87, where e^-L leaves float32.
     """
     tf.debugging.assert_shapes(
         [
@@ -113,16 +116,96 @@ def sampled_softmax_loss(
             (log_expected_count_of_negatives, ("S",)),
         ]
     )
-    own = tf.reduce_sum(queries * positives, axis=1)
-    if estimator == "tfrs":
-        own -= log_expected_count_of_positives
-    shared = tf.matmul(queries, negatives, transpose_b=True) - log_expected_count_of_negatives
-    hit = positive_ids[:, tf.newaxis] == negative_ids
-    logits = [own[:, tf.newaxis], tf.where(hit, _LEFT_OUT, shared)]
+    queries, positives, negatives = (
+        tf.cast(embeddings, tf.float32) for embeddings in (queries, positives, negatives)
+    )
+    num_examples = tf.shape(queries)[0]
+    examples = tf.range(num_examples)
+    # Columns: the labels of the batch, of which column i is the own one of example i; or else one own column for all.
+    # Then the shared draws.
     if in_batch:
-        others = tf.matmul(queries, positives, transpose_b=True) - log_expected_count_of_positives
-        hit = positive_ids[:, tf.newaxis] == positive_ids
+        own_column = examples
+        first = num_examples
+        log_count_of_first = log_expected_count_of_positives
+        left_out = [_equal_pairs(positive_ids, positive_ids)]
         if user_ids is not None:
-            hit |= user_ids[:, tf.newaxis] == user_ids
-        logits.append(tf.where(hit, _LEFT_OUT, others))
-    return tf.reduce_logsumexp(tf.concat(logits, axis=1), axis=1) - own
+            left_out.append(_equal_pairs(user_ids, user_ids))
+        left_out = [tf.boolean_mask(pairs, pairs[:, 0] != pairs[:, 1]) for pairs in left_out]
+    else:
+        own_column = tf.zeros_like(examples)
+        first = tf.constant(1)
+        log_count_of_first = tf.zeros([1])
+        left_out = []
+    left_out.append(tf.add(_equal_pairs(positive_ids, negative_ids), [0, first]))
+    log_count = tf.concat([log_count_of_first, log_expected_count_of_negatives], axis=0)
+    own_places = tf.stack([examples, own_column], axis=1)
+    places = tf.concat([own_places, *left_out], axis=0)
+    num_left_out = tf.shape(places)[0] - num_examples
+    values = tf.concat(
+        [tf.zeros([num_examples], matmul_dtype), tf.fill([num_left_out], matmul_dtype.min)], axis=0
+    )
+
+    @tf.custom_gradient
+    def loss(
+        queries: tf.Tensor, positives: tf.Tensor, negatives: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
+        own = tf.reduce_sum(queries * positives, axis=1)
+        if estimator == "tfrs":
+            own -= log_expected_count_of_positives
+        candidates = tf.concat([positives if in_batch else tf.zeros_like(positives[:1]), negatives], axis=0)
+        # s_ik - log Q_k - own_i in one product. What is large stays exact in bfloat16: all is relative to the positive,
+        # whose own entry is 0.
+        owns, log_counts = _split(-own, matmul_dtype), _split(-log_count, matmul_dtype)
+        relative = tf.matmul(
+            tf.concat([tf.cast(queries, matmul_dtype), tf.ones_like(owns), owns], axis=1),
+            tf.concat([tf.cast(candidates, matmul_dtype), log_counts, tf.ones_like(log_counts)], axis=1),
+            transpose_b=True,
+        )
+        share = tf.nn.softmax(tf.tensor_scatter_nd_update(relative, places, values))
+        own_share = tf.cast(tf.gather_nd(share, own_places), tf.float32)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            # dL_i / ds_ik = share_ik, less 1 at the positive, which the products leave to float32.
+            of_queries = tf.matmul(share, tf.cast(candidates, matmul_dtype))
+            weighted = upstream[:, tf.newaxis] * queries
+            of_candidates = tf.cast(
+                tf.matmul(share, tf.cast(weighted, matmul_dtype), transpose_a=True), tf.float32
+            )
+            # The column that stands for the own positives is no embedding: their share is added here.
+            of_own = (-1.0 if in_batch else own_share - 1.0) * tf.ones_like(upstream)
+            of_positives = of_own[:, tf.newaxis] * weighted
+            if in_batch:
+                of_positives += of_candidates[:num_examples]
+            of_queries = tf.cast(of_queries, tf.float32) + of_own[:, tf.newaxis] * positives
+            return upstream[:, tf.newaxis] * of_queries, of_positives, of_candidates[first:]
+
+        return -tf.math.log(tf.maximum(own_share, np.finfo(np.float32).tiny)), gradient
+
+    return loss(queries, positives, negatives)
+
+
+def _split(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """[N] float32 as [N, 2] of `dtype`: the nearest number, and what is missing, so that both add up to the value.
+
+    Products add up in float32: a column beside the embeddings is as exact as if it were added afterwards.
+    """
+    nearest = tf.cast(values, dtype)
+    return tf.stack([nearest, tf.cast(values - tf.cast(nearest, tf.float32), dtype)], axis=1)
+
+
+def _equal_pairs(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """Where left_i == right_j: int32 [num_pairs, 2] of (i, j).
+
+    By sorting: all pairs of 4,096 ids and 8,000 compared take a tenth of a training step.
+    """
+    order = tf.argsort(right)
+    ascending = tf.gather(right, order)
+    ranges = tf.raw_ops.RaggedRange(
+        starts=tf.searchsorted(ascending, left, side="left"),
+        limits=tf.searchsorted(ascending, left, side="right"),
+        deltas=tf.constant(1),
+        Tsplits=tf.int32,
+    )
+    place = ranges.rt_dense_values
+    row = tf.searchsorted(ranges.rt_nested_splits, tf.range(tf.size(place)), side="right") - 1
+    return tf.stack([row, tf.gather(order, place)], axis=1)

@@ -19,12 +19,15 @@ from watchnext.models.losses import Estimator, sampled_softmax_loss
 from watchnext.models.samplers import Sampler, SamplerKind, expected_candidate_count, make_sampler
 from watchnext.models.towers import (
     EmbeddingTable,
+    MatmulDtype,
     Pooling,
     adagrad,
+    fastest_matmul_dtype,
     halving_widths,
     load_signature,
     log_dim,
     relu_tower,
+    run_tower,
     save_signature,
     serving_specs,
 )
@@ -50,6 +53,7 @@ class QueryTower(tf.keras.Model):
         watch_dropout: share of a training bag's watches that is left out at random.
         serving_example_age_s: added to every example age when served, in seconds; the paper serves at 0 or slightly
             below.
+        matmul_dtype: of the layers' products in training, and of those of the loss.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class QueryTower(tf.keras.Model):
         pooling: Pooling = "mean",
         watch_dropout: float = 0.0,
         serving_example_age_s: float = 0.0,
+        matmul_dtype: tf.DType = tf.float32,
     ) -> None:
         super().__init__(name="query_tower")
         strange = [spec.name for spec in features if spec.kind == "continuous" and spec.name != EXAMPLE_AGE]
@@ -76,6 +81,7 @@ class QueryTower(tf.keras.Model):
         self.watch_dropout = watch_dropout
         self.longest_example_age_s = max(longest_example_age_s, 1.0)
         self.serving_example_age_s = serving_example_age_s
+        self.matmul_dtype = matmul_dtype
         pooled = {spec.space for spec in features if spec.kind == "multivalent"}
         self.tables = {
             space: EmbeddingTable(
@@ -103,18 +109,26 @@ class QueryTower(tf.keras.Model):
             training: whether `watch_dropout` applies.
 
         Returns:
-            [num_queries, embedding_dim].
+            [num_queries, embedding_dim]; in training in `matmul_dtype`.
         """
+        bags: dict[str, dict[str, tf.Tensor]] = {}
+        for spec in self.features:
+            if spec.kind == "multivalent":
+                bag = inputs[spec.name]
+                if training and spec.name == HISTORY and self.watch_dropout:
+                    bag = tf.where(tf.random.uniform(tf.shape(bag)) < self.watch_dropout, 0, bag)
+                bags.setdefault(spec.space or spec.name, {})[spec.name] = bag
+        pooled: dict[str, tf.Tensor] = {}
+        for space, of_space in bags.items():
+            values = self.tables[space].pool_all(list(of_space.values()), self.pooling)
+            pooled.update(zip(of_space, values, strict=True))
         parts = []
         for spec in self.features:
             values = inputs[spec.name]
             if spec.kind == "multivalent":
-                if training and spec.name == HISTORY and self.watch_dropout:
-                    drawn = tf.random.get_global_generator().uniform(tf.shape(values))
-                    values = tf.where(drawn < self.watch_dropout, 0, values)
-                parts.append(self.tables[spec.space or spec.name].pool(values, self.pooling))
+                parts.append(pooled[spec.name])
                 # How much is known: the mean hides whether it is over one or over fifty.
-                known = tf.reduce_sum(tf.cast(inputs[spec.name] > 0, tf.float32), axis=1, keepdims=True)
+                known = tf.reduce_sum(tf.cast(values > 0, tf.float32), axis=1, keepdims=True)
                 parts.append(tf.math.log1p(known) / 4.0)
             elif spec.kind == "categorical":
                 parts.append(self.tables[spec.space or spec.name](values))
@@ -124,7 +138,8 @@ class QueryTower(tf.keras.Model):
             else:
                 age = values[:, tf.newaxis] / self.longest_example_age_s
                 parts += [age, tf.square(age), tf.sqrt(tf.maximum(age, 0.0))]
-        return self.tower(tf.concat(parts, axis=1))
+        # Queries that are served come from float32, whatever they were trained in: any machine has that.
+        return run_tower(self.tower, tf.concat(parts, axis=1), self.matmul_dtype if training else tf.float32)
 
     def _serve(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         if EXAMPLE_AGE in inputs:
@@ -206,6 +221,7 @@ class RetrievalModel(tfrs.Model):
                 user_ids=inputs.get(USER),
                 estimator=self.estimator,
                 in_batch=self.in_batch_negatives,
+                matmul_dtype=self.query_tower.matmul_dtype,
             )
         )
 
@@ -232,6 +248,7 @@ def train(
     in_batch_negatives: bool = True,
     estimator: Estimator = "consistent",
     serving_example_age_s: float = 0.0,
+    matmul_dtype: MatmulDtype = "auto",
     objective: str = "map",
     where: str = "train_retrieval",
     checkpoints: Checkpoints | None = None,
@@ -260,6 +277,8 @@ def train(
         in_batch_negatives: whether labels of the batch are negatives, too.
         estimator: see `losses.sampled_softmax_loss`.
         serving_example_age_s: example age that is served, in seconds: 0 or slightly below.
+        matmul_dtype: what matrices are multiplied in; weights and sums stay float32. `auto`: bfloat16 where that is
+            fast, see `towers.fastest_matmul_dtype`.
         objective: which of the metrics decides on the epoch; more is better.
         where: named in errors and progress.
         checkpoints: see `training.fit`.
@@ -287,6 +306,7 @@ def train(
         pooling=pooling,
         watch_dropout=watch_dropout,
         serving_example_age_s=serving_example_age_s,
+        matmul_dtype=fastest_matmul_dtype() if matmul_dtype == "auto" else tf.as_dtype(matmul_dtype),
     )
     label_frequency = np.bincount(labels - 1, minlength=num_candidates)
     model = RetrievalModel(

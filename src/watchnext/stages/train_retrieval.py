@@ -45,6 +45,7 @@ class Params(Section):
     unique_negatives: bool = False
     in_batch_negatives: bool = True
     estimator: Literal["consistent", "tfrs"] = "consistent"
+    matmul_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     learning_rate: float = Field(default=0.05, gt=0)
     epochs: int = Field(default=5, ge=1)
     patience: int = Field(default=2, ge=1)
@@ -137,6 +138,7 @@ def train_retrieval(
         "inputs": [spec.name for spec in inputs],
         "trained_until_at": encoder.manifest["trained_until_at"],
         "best_epoch": outcome.best_epoch,
+        "matmul_dtype": model.query_tower.matmul_dtype.name,
         "params": params.model_dump(),
         "weights_digest": digest,
     }

@@ -286,3 +286,114 @@ def test_a_known_distribution_of_labels_is_recovered(estimator, size, most):
 def test_a_wrong_correction_recovers_something_else(estimator, size, least, distort):
     """The mutants of the test above."""
     assert least < learned_error(estimator, size, distort) < 10.0
+
+
+def plain_loss(queries, positives, negatives, labels, drawn, log_count, users, estimator, in_batch):
+    """The equations of `sampled_softmax_loss` word by word, every pair of ids compared; gradients by TensorFlow."""
+    own = tf.reduce_sum(queries * positives, axis=1)
+    if estimator == "tfrs":
+        own -= tf.gather(log_count, labels)
+    parts = [
+        tf.where(
+            labels[:, tf.newaxis] == drawn,
+            -np.inf,
+            tf.matmul(queries, negatives, transpose_b=True) - tf.gather(log_count, drawn),
+        )
+    ]
+    if in_batch:
+        left_out = labels[:, tf.newaxis] == labels
+        if users is not None:
+            left_out |= users[:, tf.newaxis] == users
+        others = tf.matmul(queries, positives, transpose_b=True) - tf.gather(log_count, labels)
+        parts.append(tf.where(left_out, -np.inf, others))
+    return tf.reduce_logsumexp(tf.concat([own[:, tf.newaxis], *parts], axis=1), axis=1) - own
+
+
+def loss_and_gradients(matmul_dtype, *, estimator, in_batch, with_users, corpus=30, dim=6):
+    """Of 40 examples and 25 draws: labels repeat, draws repeat and hit labels, users come several times.
+
+    Returns:
+        [losses, gradients of queries, positives, negatives]; of `plain_loss` with matmul_dtype None.
+    """
+    rng = np.random.default_rng(11)
+    labels = tf.constant(rng.integers(0, corpus, 40), tf.int32)
+    drawn = tf.constant(rng.integers(0, corpus, 25), tf.int32)
+    users = tf.constant(rng.integers(0, 15, 40), tf.int64) if with_users else None
+    log_count = tf.constant(rng.normal(-2.0, 2.0, corpus), tf.float32)
+    queries, positives, negatives = (
+        tf.constant(rng.normal(size=(rows, dim)), tf.float32) for rows in (40, 40, 25)
+    )
+    weights = tf.constant(rng.uniform(0.2, 2.0, 40), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch([queries, positives, negatives])
+        if matmul_dtype is None:
+            losses = plain_loss(
+                queries, positives, negatives, labels, drawn, log_count, users, estimator, in_batch
+            )
+        else:
+            losses = sampled_softmax_loss(
+                queries,
+                positives,
+                negatives,
+                positive_ids=labels,
+                negative_ids=drawn,
+                log_expected_count_of_positives=tf.gather(log_count, labels),
+                log_expected_count_of_negatives=tf.gather(log_count, drawn),
+                user_ids=users,
+                estimator=estimator,
+                in_batch=in_batch,
+                matmul_dtype=matmul_dtype,
+            )
+        total = tf.reduce_sum(weights * losses)
+    gradients = tape.gradient(total, [queries, positives, negatives])
+    return [losses.numpy(), *(gradient.numpy() for gradient in gradients)]
+
+
+CASES = [
+    {"estimator": estimator, "in_batch": in_batch, "with_users": with_users}
+    for estimator in ("consistent", "tfrs")
+    for in_batch, with_users in ((True, False), (True, True), (False, False))
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
+def test_losses_and_gradients_are_those_of_the_plain_equations(case):
+    """Fails where the positive's share is left out of the gradient, a label's draws by others are, or users are."""
+    for actual, expected in zip(
+        loss_and_gradients(tf.float32, **case), loss_and_gradients(None, **case), strict=True
+    ):
+        assert np.abs(expected).max() > 0.1
+        assert actual == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
+def test_bfloat16_rounds_losses_and_gradients_by_less_than_two_percent(case):
+    """Fails where the positive's logit is rounded beside large ones, and where all stays float32."""
+    for actual, expected in zip(
+        loss_and_gradients(tf.bfloat16, **case), loss_and_gradients(None, **case), strict=True
+    ):
+        error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+        assert 1e-5 < error < 0.02
+
+
+@pytest.mark.parametrize(("positive", "log_count"), [([0.0, 0.0], 100.25), ([100.0, 1.0], 0.0)])
+def test_what_bfloat16_cannot_hold_still_cancels_in_full(positive, log_count):
+    """A draw of logit 100.25 beside log Q = 100.25, or beside the positive's 100.25: a share of one half. Bfloat16 knows 100
+    and 100.5. Fails where either is rounded before it is subtracted."""
+    actual = sampled_softmax_loss(
+        tf.constant([[1.0, 0.25]]),
+        tf.constant([positive]),
+        tf.constant([[100.0, 1.0]]),
+        positive_ids=tf.constant([0]),
+        negative_ids=tf.constant([1]),
+        log_expected_count_of_positives=tf.constant([0.0]),
+        log_expected_count_of_negatives=tf.constant([log_count]),
+        in_batch=False,
+        matmul_dtype=tf.bfloat16,
+    )
+    assert actual.numpy() == pytest.approx([math.log(2.0)], abs=1e-3)
+
+
+def test_a_loss_beyond_float32_is_large_and_no_infinity():
+    """The gradient still points the right way: training may recover."""
+    assert sampled_loss([[0.0, 200.0]], [0], [1], [1.0, 1.0])[0] == pytest.approx(87.3, abs=0.1)
