@@ -4,12 +4,13 @@ Progress goes to stderr; the last line of stdout is one JSON object (docs/benchm
 """
 
 import argparse
+import datetime as dt
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -124,25 +125,47 @@ def benchmark(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
     with ThreadPoolExecutor(arguments.processes) as pool:
         running = [pool.submit(run, name, commands[name]) for name in order]
         try:
-            for one in running:
+            for one in as_completed(running):
                 one.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
+    return summary(logs, validation, {day: folds[day].event_user for day in tests}, list(commands), work)
+
+
+def summary(
+    logs: data.Logs,
+    validation: dt.date,
+    users_by_day: dict[dt.date, np.ndarray],
+    models: list[str],
+    work: Path,
+) -> dict[str, object]:
+    """The JSON object, from what each model left in `work`.
+
+    Args:
+        logs: the logs.
+        validation: the day that everything was chosen on.
+        users_by_day: test day -> [num_events] user codes.
+        models: names, ours among them.
+        work: has `<model>/result.json` and, per test day in its order, `<model>/ranks-<place>.npy`.
+
+    Raises:
+        CannotMeasure: there is too little to compare on.
+    """
     ranks = {
         name: np.concatenate(
-            [np.load(work / name / f"ranks-{place}.npy") for place in range(len(tests))], axis=1
+            [np.load(work / name / f"ranks-{place}.npy") for place in range(len(users_by_day))], axis=1
         )
-        for name in commands
+        for name in models
     }
-    users = np.concatenate([folds[day].event_user for day in tests])
-    results = {name: json.loads((work / name / "result.json").read_text()) for name in commands}
+    users = np.concatenate(list(users_by_day.values()))
+    results = {name: json.loads((work / name / "result.json").read_text()) for name in models}
     return {
         "benchmark": "quality",
         "source": logs.source,
         "validation_day": str(validation),
-        "test_days": [str(day) for day in tests],
+        "test_days": [str(day) for day in users_by_day],
         "events": len(users),
         "users": len(np.unique(users)),
         "corpus": len(logs.video_ids),
@@ -162,7 +185,7 @@ def benchmark(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
                 },
                 "test": measure.metrics_by_filter(ranks[name]),
             }
-            for name in commands
+            for name in models
         },
     }
 
