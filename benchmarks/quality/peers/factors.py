@@ -10,6 +10,7 @@ from scipy import sparse
 from benchmarks.quality.folds import Fold
 from benchmarks.quality.measure import Scorer
 from benchmarks.quality.peers.neighbours import bags_of
+from benchmarks.quality.peers.popular import with_popular_fallback
 
 PATIENCE = 1
 CONFIGS = {
@@ -69,7 +70,7 @@ def _als(fold: Fold, bags: sparse.csr_matrix, unknown: np.ndarray, config: dict,
         scores[:, unknown] = -np.inf
         return scores
 
-    return score
+    return with_popular_fallback(fold, score)
 
 
 def _bpr(fold: Fold, bags: sparse.csr_matrix, unknown: np.ndarray, config: dict, seed: int) -> Scorer:

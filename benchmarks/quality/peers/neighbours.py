@@ -7,6 +7,7 @@ from scipy import linalg, sparse
 
 from benchmarks.quality.folds import Fold
 from benchmarks.quality.measure import Scorer
+from benchmarks.quality.peers.popular import with_popular_fallback
 
 PATIENCE = 1
 CONFIGS = {
@@ -46,7 +47,7 @@ def fit(fold: Fold, config: dict, seed: int) -> Iterator[Scorer]:
         scores[:, known] = rows[:, known] @ weights
         return scores
 
-    yield score
+    yield with_popular_fallback(fold, score)
 
 
 def bags_of(fold: Fold) -> sparse.csr_matrix:

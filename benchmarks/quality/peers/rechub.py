@@ -16,20 +16,19 @@ from torch_rechub.trainers import MatchTrainer
 
 from benchmarks.quality.folds import Fold
 from benchmarks.quality.measure import Scorer
+from benchmarks.quality.peers.popular import with_popular_fallback
 
 PATIENCE = 2
 MAX_PASSES = 12
 HISTORY_LENGTH = 50
 BATCH_SIZE = 1024
-USER_DIM = 8
 CONFIGS = {
     "rechub_youtube_dnn": [
-        # The library's own example: 16 dimensions, temperature 0.02, uniform negatives.
+        # The library's own example: every embedding 16 wide, temperature 0.02, uniform negatives.
         {"dims": [128, 64, 16], "temperature": 0.02, "negatives": 50, "power": 0.0, "user_columns": True},
         {"dims": [128, 64], "temperature": 0.1, "negatives": 100, "power": 0.0, "user_columns": False},
-        {"dims": [128, 64], "temperature": 0.1, "negatives": 100, "power": 0.75, "user_columns": False},
-        {"dims": [128, 64], "temperature": 0.05, "negatives": 100, "power": 0.0, "user_columns": False},
-        {"dims": [64], "temperature": 0.1, "negatives": 100, "power": 0.0, "user_columns": True},
+        {"dims": [128, 64], "temperature": 0.1, "negatives": 100, "power": 0.5, "user_columns": False},
+        {"dims": [128, 64], "temperature": 0.07, "negatives": 100, "power": 0.0, "user_columns": False},
     ]
 }
 
@@ -48,7 +47,7 @@ def fit(fold: Fold, config: dict, seed: int) -> Iterator[Scorer]:
     )
     user_features += [
         SparseFeature(
-            f"column_{place}", vocab_size=int(fold.user_features[:, place].max()) + 1, embed_dim=USER_DIM
+            f"column_{place}", vocab_size=int(fold.user_features[:, place].max()) + 1, embed_dim=dim
         )
         for place in range(columns.shape[1])
     ]
@@ -105,7 +104,7 @@ def fit(fold: Fold, config: dict, seed: int) -> Iterator[Scorer]:
 
     for _ in range(MAX_PASSES):
         trainer.train_one_epoch(batches())
-        yield score
+        yield with_popular_fallback(fold, score)
 
 
 def training_histories(fold: Fold, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from rectools.models.nn.transformers.lightning import TransformerLightningModule
 
 from benchmarks.quality.folds import Fold
 from benchmarks.quality.measure import Scorer
+from benchmarks.quality.peers.popular import with_popular_fallback
 
 PATIENCE = 2
 MAX_PASSES = 20
@@ -90,15 +91,12 @@ def fit(fold: Fold, config: dict, seed: int) -> Iterator[Scorer]:
         lightning_module_type=PackedSoftmax,
         **config,
     )
-    counts = np.bincount(fold.train_item, minlength=fold.num_items)
-    popular = np.where(counts > 0, counts, -np.inf).astype(np.float32)
-
     for _ in range(MAX_PASSES):
         model.fit_partial(dataset, min_epochs=1, max_epochs=1)
-        yield _scorer(fold, model, popular)
+        yield with_popular_fallback(fold, _scorer(fold, model))
 
 
-def _scorer(fold: Fold, model: SASRecModel, popular: np.ndarray) -> Scorer:
+def _scorer(fold: Fold, model: SASRecModel) -> Scorer:
     ids = model.data_preparator.item_id_map
     known = np.asarray(model.data_preparator.get_known_item_ids()).astype(np.int64)
     rows = np.zeros(fold.num_items + 1, np.int64)  # at code + 1: the model's own row; 0 pads
@@ -124,7 +122,6 @@ def _scorer(fold: Fold, model: SASRecModel, popular: np.ndarray) -> Scorer:
                 candidates = network.similarity_module.item_tower_forward(items)
                 logits = (part @ candidates.T).numpy()
                 scores[at - begin : at - begin + len(x)][:, known] = logits[:, rows[known + 1]]
-        scores[sessions[begin:end, -1] == 0] = popular
         return scores
 
     return score
