@@ -86,6 +86,13 @@ class Engine:
         """int64 microseconds since 1970 UTC -> instants; the inverse of `microseconds`."""
         return timestamp_micros(microseconds) if self.kind == "spark" else make_timestamptz(microseconds)
 
+    def collect(self, values: ir.Value, place: ir.IntegerColumn) -> ir.Value:
+        """The values of a group as a list, in the order of `place`, which has no ties in it; none may be null."""
+        if self.kind == "spark":
+            # Ibis cannot order what Spark collects; structs sort by their first field.
+            return ibis.struct({"place": place, "value": values}).collect().sort().map(lambda row: row.value)
+        return values.collect(order_by=place)
+
     def write(self, table: ir.Table, directory: Path, sort_by: Sequence[str], part: int | None = None) -> int:
         """Store `table` in `directory`, rows in the total order `sort_by`, and return the number of rows.
 

@@ -180,6 +180,13 @@ HISTORY = TableSchema(
             "position", "int", "order within the user's history before the logs, growing with time", minimum=0
         ),
         _video_id(),
+        Column(
+            "completed",
+            "bool",
+            "whether the user completed the video; false: it was shown and not completed. Without the column "
+            "every row is a completed watch",
+            optional=True,
+        ),
     ),
     key=("user_id", "position"),
     sort_by=("user_id", "position"),

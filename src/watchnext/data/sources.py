@@ -413,8 +413,9 @@ def _kuairand_tables(typed: Mapping[str, ir.Table], with_random: bool) -> dict[s
     * `watch_time_s` of an impression is 0 without a click, as the schema has it; KuaiRand counts seconds of play
       under a video that was passed over. 453 clicks have no play time and stay clicks of 0 s.
     * A watch is a play that was clicked or came to a long view; a long view completes it.
-    * Of `history`, watches are the long views. Where a video was shown several times and the long view could be that
-      of any (`ambiguous_repeat`), the row that carries it stands: the watch is certain, its place is not.
+    * `history` is what was shown before the logs; its long views are the completed watches. Where a video was shown
+      several times and the long view could be that of any (`ambiguous_repeat`), the row that carries it stands: the
+      watch is certain, its place is not.
     """
     log = typed["log"]
     rest = [name for name in log.columns if name not in _LOG]
@@ -456,7 +457,7 @@ def _kuairand_tables(typed: Mapping[str, ir.Table], with_random: bool) -> dict[s
         "watches": watches,
     }
     if "history" in typed:
-        tables["history"] = typed["history"].filter(typed["history"].completed).drop("completed")
+        tables["history"] = typed["history"]
     return tables
 
 

@@ -520,7 +520,8 @@ def table_rules(schema: TableSchema, columns: Sequence[str], thresholds: Thresho
         ("clicked", "somebody clicked"),
         ("completed", "somebody completed a video"),
     ):
-        if column_name in columns:
+        # An optional table may hold nothing to learn from: it is not what models are fitted on alone.
+        if column_name in columns and not schema.optional:
             rules.append(
                 Rule(
                     f"zero_{column_name}",

@@ -279,6 +279,8 @@ def replay(
             logged_in=request.logged_in,
             region=facts.region,
             age_years=facts.age_years,
+            gender=facts.gender,
+            user_columns=facts.columns,
         )
         began = time.perf_counter()
         try:

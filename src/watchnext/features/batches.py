@@ -6,6 +6,7 @@ the same code as training.
 """
 
 import datetime
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -41,8 +42,10 @@ class FeatureSpec:
 
     Attributes:
         name: of the input, and of the column in the examples.
-        kind: categorical int32 [N], multivalent int32 [N, length], continuous float32 [N].
-        space: id space whose vocabulary it is looked up in; None for continuous.
+        kind: categorical int32 [N], multivalent int32 [N, length], continuous float32 [N], unit float32 [N] in
+            [0, 1] with NaN for unknown (paper, section 3.3: "normalized to [0, 1]").
+        space: id space whose vocabulary it is looked up in; None for continuous. A unit with a space is the place
+            of the value in the vocabulary, the most frequent value 0 and the rarest 1.
         length: width of a multivalent input's padded rows; None for the others.
         side: `query` (one value per request) or `impression` (one per video of the request).
     """
@@ -242,11 +245,14 @@ class Encoder:
                 mapping, columns of length 1 are repeated for every row.
 
         Returns:
-            One array per retrieval feature (see FeatureSpec), and `label` int32 [N] if `video_id` is given.
+            One array per retrieval feature (see FeatureSpec); `label` int32 [N] if `video_id` is given; `user`
+            int64 [N] if `user_id` is, equal for equal users.
         """
         arrays = self._encode(columns, self.retrieval_features)
         if "video_id" in _names(columns):
             arrays["label"] = self.vocabularies["video"].lookup(columns["video_id"])
+        if "user_id" in _names(columns):
+            arrays["user"] = stable_hash(columns["user_id"])
         return arrays
 
     def encode_ranking(self, columns: Columns) -> Arrays:
@@ -286,12 +292,29 @@ class Encoder:
     def _encode_one(self, column: pa.Array | pa.ChunkedArray, spec: FeatureSpec) -> npt.NDArray[Any]:
         if spec.kind == "continuous":
             return _floats(column)
+        if spec.kind == "unit" and spec.space is None:
+            return np.clip(_floats(column), 0.0, 1.0)
         assert spec.space is not None
         vocabulary = self.vocabularies[spec.space]
         if spec.kind == "categorical":
             return vocabulary.lookup(column)
+        if spec.kind == "unit":
+            index = vocabulary.lookup(column)
+            place = (index - 1) / max(1, len(vocabulary) - 1)
+            return np.where(index > 0, place, np.nan).astype(np.float32)
         assert spec.length is not None
         return pad(column, vocabulary, spec.length)
+
+
+def stable_hash(ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """[N] ids -> int64 [N]: integers as they are, strings by their md5, the same in every process. None is null."""
+    if pa.types.is_integer(ids.type):
+        return ids.to_numpy().astype(np.int64)
+    encoded = pc.dictionary_encode(ids)
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    digests = (hashlib.md5(value.encode()).digest()[:8] for value in encoded.dictionary.to_pylist())
+    hashes = np.array([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=np.int64)
+    return hashes[encoded.indices.to_numpy()]
 
 
 def pad(bags: pa.Array | pa.ChunkedArray, vocabulary: Vocabulary, length: int) -> npt.NDArray[np.int32]:

@@ -27,7 +27,7 @@ Id = int | str
 Instant = int | datetime.datetime
 
 BEFORE_LOGS_AT = -(1 << 62)
-"""The instant, in microseconds, that the table `history` is given: before every event of the logs."""
+"""Microseconds before every event of the logs: a row of the table `history` is given this plus its position."""
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
@@ -41,6 +41,11 @@ def to_microseconds(instant: Instant) -> int:
 def to_milliseconds(seconds: float) -> int:
     """Seconds as whole milliseconds, halves up: watch time is summed in integers, so that order cannot matter."""
     return int(seconds * 1000.0 + 0.5)
+
+
+def before_logs_at(position: Any) -> Any:
+    """Microseconds that stand for the instant of a row of `history`: before the logs, in the order of positions."""
+    return position + BEFORE_LOGS_AT
 
 
 def end_of_watch(began_at: Instant, watch_time_s: float | None) -> int:
@@ -61,7 +66,8 @@ class Logs:
 
     Attributes:
         tables: name -> table; `impressions` and `watches` have two further columns (date, local): `day`, and
-            `ended_day`, the day on which the watch (for impressions: the one that followed) ended.
+            `ended_day`, the day on which the watch (for impressions: the one that followed) ended. `history`
+            always has `completed`.
         source: name of the source.
         time_zone: IANA name of the zone that days are cut in.
         digest: of the stored tables.
@@ -103,11 +109,22 @@ def read_logs(engine: Engine, directory: Path) -> Logs:
             table = table.mutate(
                 day=local_day(began, source["time_zone"]), ended_day=local_day(ended, source["time_zone"])
             )
+        if name == "history" and "completed" not in table.columns:
+            table = table.mutate(completed=ibis.literal(True))
         tables[name] = table
     return Logs(tables, source["source"], source["time_zone"], source["digest"], frozenset(present))
 
 
-Stream = Literal["impressions", "watches_of_clicks", "watches", "completed_watches", "search_tokens"]
+Stream = Literal[
+    "impressions",
+    "clicks",
+    "contexts",
+    "watches_of_clicks",
+    "watches",
+    "completed_watches",
+    "shown_unwatched",
+    "search_tokens",
+]
 
 
 @dataclass(frozen=True)
@@ -117,14 +134,15 @@ class AsOf:
     Attributes:
         stream: which events.
         kind: `count` of events; `sum` of an integer measure; `last_at`: instant of the last one in microseconds;
+            `last`: value of the last one (of a stream with one event per key and instant);
             `recent`: list of the last `length` values, oldest first (by user alone).
         by: columns that an event must share with the example, `user_id` among them.
-        measure: for `sum`, the integer column; for `recent`, the value column.
+        measure: for `sum`, the integer column; for `last` and `recent`, the value column.
         length: for `recent`, at most so many.
     """
 
     stream: Stream
-    kind: Literal["count", "sum", "last_at", "recent"]
+    kind: Literal["count", "sum", "last_at", "last", "recent"]
     by: tuple[str, ...] = ("user_id",)
     measure: str | None = None
     length: int = 0
@@ -140,16 +158,18 @@ class Streams:
     """Events of the logs, one row each, with the columns that quantities are taken over.
 
     Attributes:
-        tables: stream -> table with `user_id`, `at` (int64 microseconds), `tie` (int64, orders events of one
-            instant before their id does), and its keys and measures. `at` is the instant at which the event
-            is known: of `impressions` when it was shown, of `watches_of_clicks` (clicked impressions),
-            `watches` and `completed_watches` the end of the watch.
-        order: stream -> columns that order a user's events totally.
+        tables: stream -> table with `user_id`, `at` (int64 microseconds), and its keys and measures; of
+            `search_tokens` with `tie` too (int64, the place of a token in its query). `at` is the instant at which the event
+            is known: of `impressions`, those of them that were clicked (`clicks`) or not (`shown_unwatched`) and
+            `contexts` (device and login, one per user and instant) when it was shown, of `watches_of_clicks`
+            (clicked impressions), `watches` and `completed_watches` the end of the watch.
+        order: stream -> columns that order a user's events, all but those that are equal.
     """
 
     order: Mapping[str, tuple[str, ...]] = {
         "watches": ("at", "video_id"),
-        "completed_watches": ("at", "tie", "video_id"),
+        "completed_watches": ("at", "video_id"),
+        "shown_unwatched": ("at", "video_id"),
         "search_tokens": ("at", "tie"),
     }
 
@@ -209,6 +229,17 @@ def make_streams(engine: Engine, logs: Logs) -> Streams:
             misses=1 - clicks,
         )
     }
+    shown = streams["impressions"]
+    streams["clicks"] = shown.filter(shown.clicks == 1).select("user_id", "video_id", "at")
+    unwatched = shown.filter(shown.clicks == 0).select("user_id", "video_id", "at")
+    # Two requests of one instant may differ: of each fact the greatest value then, whatever the order of rows.
+    context = {name: impressions[name] for name in ("device", "logged_in") if name in impressions.columns}
+    if "logged_in" in context:
+        context["logged_in"] = context["logged_in"].cast("int64")
+    asked = impressions.select("user_id", at=engine.microseconds(impressions.shown_at), **context)
+    streams["contexts"] = asked.group_by(["user_id", "at"]).aggregate(
+        **{name: asked[name].max() for name in context}
+    )
     clicked = impressions.filter(impressions.clicked)
     streams["watches_of_clicks"] = clicked.select(
         "user_id",
@@ -221,22 +252,20 @@ def make_streams(engine: Engine, logs: Logs) -> Streams:
         "video_id",
         "completed",
         at=_end_of_watch(engine.microseconds(watches.watched_at), watches.watch_time_s),
-        tie=ibis.literal(0, "int64"),
     )
     streams["watches"] = watches.left_join(channel, "video_id").select(
-        "user_id", "video_id", "channel_id", "at", "tie"
+        "user_id", "video_id", "channel_id", "at"
     )
-    completed = watches.filter(watches.completed).select("user_id", "video_id", "at", "tie")
+    completed = watches.filter(watches.completed).select("user_id", "video_id", "at")
     if "history" in tables:
         history = tables["history"]
         earlier = history.select(
-            "user_id",
-            "video_id",
-            at=ibis.literal(BEFORE_LOGS_AT, "int64"),
-            tie=history.position.cast("int64"),
+            "user_id", "video_id", "completed", at=before_logs_at(history.position.cast("int64"))
         )
-        completed = completed.union(earlier)
+        completed = completed.union(earlier.filter(earlier.completed).drop("completed"))
+        unwatched = unwatched.union(earlier.filter(~earlier.completed).drop("completed"))
     streams["completed_watches"] = completed
+    streams["shown_unwatched"] = unwatched
     if "searches" in tables:
         streams["search_tokens"] = engine.materialize(search_tokens(engine, tables["searches"]))
     return Streams(streams)
@@ -307,10 +336,10 @@ def as_of(engine: Engine, points: ir.Table, streams: Streams, quantities: Iterab
 
     Returns:
         `points` with one column per quantity, named `AsOf.column`: counts and sums int64 (0 without events),
-        `last_at` int64 (null without), `recent` lists (empty without).
+        `last_at` int64 and `last` (null without), `recent` lists (empty without).
     """
     wanted = list(dict.fromkeys(quantities))
-    counted = [AsOf(one.stream, "count", one.by) if one.kind == "recent" else one for one in wanted]
+    counted = [_counted(one) for one in wanted]
     by_key: dict[tuple[str, ...], list[AsOf]] = {}
     for one in dict.fromkeys(counted):
         by_key.setdefault(one.by, []).append(one)
@@ -322,7 +351,17 @@ def as_of(engine: Engine, points: ir.Table, streams: Streams, quantities: Iterab
         points = points.mutate(
             **{one.column: points[one.column].fill_null(0) for one in group if one.kind != "last_at"}
         )
-    return _with_recent(points, streams, [one for one in wanted if one.kind == "recent"])
+    for one in wanted:
+        if one.kind == "last":
+            points = _with_last(points, streams, one)
+    return _with_recent(engine, points, streams, [one for one in wanted if one.kind == "recent"])
+
+
+def _counted(one: AsOf) -> AsOf:
+    """What has to be known at a point before `one` can be looked up there."""
+    if one.kind == "recent":
+        return AsOf(one.stream, "count", one.by)
+    return AsOf(one.stream, "last_at", one.by) if one.kind == "last" else one
 
 
 def _running(points: ir.Table, streams: Streams, by: tuple[str, ...], group: Sequence[AsOf]) -> ir.Table:
@@ -377,33 +416,57 @@ def _running(points: ir.Table, streams: Streams, by: tuple[str, ...], group: Seq
     return running.filter(running.asked).drop("asked")
 
 
-def _with_recent(points: ir.Table, streams: Streams, wanted: Sequence[AsOf]) -> ir.Table:
+def _with_last(points: ir.Table, streams: Streams, one: AsOf) -> ir.Table:
+    events = streams.tables[one.stream]
+    assert one.measure is not None
+    values = events.select(*one.by, last=events[one.measure], event_at=events["at"])
+    keys = [(name, name) for name in one.by] + [(_counted(one).column, "event_at")]
+    return points.left_join(values, keys).select(points, values["last"].name(one.column))
+
+
+def _with_recent(engine: Engine, points: ir.Table, streams: Streams, wanted: Sequence[AsOf]) -> ir.Table:
     for one in wanted:
-        longest = max(
+        length = max(
             other.length for other in wanted if (other.stream, other.measure) == (one.stream, one.measure)
         )
-        lists = _recent_lists(streams, one, longest)
-        count = AsOf(one.stream, "count", one.by).column
-        joined = points.left_join(lists, [("user_id", "user_id"), (count, "number")])
-        joined = joined.select(points, lists.recent.name(one.column))
-        values = joined[one.column] if one.length == longest else joined[one.column][-one.length :]
-        empty = ibis.literal([], type=lists.schema()["recent"])
-        points = joined.mutate(**{one.column: ibis.coalesce(values, empty)})
+        blocks = _blocks(engine, streams, one, length)
+        number = points[_counted(one).column]
+        points = points.mutate(block=((number - 1 + length) // length).cast("int64"))
+        joined = points.left_join(blocks, ["user_id", "block"])
+        points = joined.select(points, blocks["values"], blocks["first"])
+        end = points[_counted(one).column] - points["first"]
+        start = ibis.greatest(end - one.length, ibis.literal(0, "int64"))
+        empty = ibis.literal([], type=blocks.schema()["values"])
+        points = points.mutate(**{one.column: ibis.coalesce(points["values"][start:end], empty)})
+        points = points.drop("block", "values", "first")
     return points
 
 
-def _recent_lists(streams: Streams, one: AsOf, length: int) -> ir.Table:
-    """After the number-th event of a user: the last `length` values, oldest first: user_id, number, recent."""
+def _blocks(engine: Engine, streams: Streams, one: AsOf, length: int) -> ir.Table:
+    """A user's events in blocks of `length`, so that any `length` events in a row lie in a block and the one before.
+
+    A list after every event would hold each value `length` times.
+
+    Returns:
+        user_id, block (int64 from 1), values (list: of the block before and of this one, oldest first), first
+        (int64: how many events come before them).
+    """
     events = streams.tables[one.stream]
-    ordered = ibis.window(group_by="user_id", order_by=list(Streams.order[one.stream]))
-    last = ibis.window(
-        group_by="user_id", order_by=list(Streams.order[one.stream]), preceding=length - 1, following=0
-    )
+    order = ibis.window(group_by="user_id", order_by=list(Streams.order[one.stream]))
     assert one.measure is not None
-    return events.select(
+    events = events.select(
+        "user_id", value=events[one.measure], place=ibis.row_number().over(order).cast("int64")
+    )
+    events = events.mutate(block=(events.place // length + 1).cast("int64"))
+    blocks = events.group_by(["user_id", "block"]).aggregate(own=engine.collect(events.value, events.place))
+    before = blocks.own.lag().over(ibis.window(group_by="user_id", order_by="block"))
+    blocks = blocks.mutate(before=before)
+    empty = ibis.literal([], type=blocks.schema()["own"])
+    return blocks.select(
         "user_id",
-        number=(ibis.row_number().over(ordered) + 1).cast("int64"),
-        recent=events[one.measure].collect().over(last),
+        "block",
+        values=ibis.coalesce(blocks.before, empty).concat(blocks.own),
+        first=ibis.greatest(blocks.block - 2, ibis.literal(0, "int64")) * length,
     )
 
 
@@ -445,15 +508,18 @@ class UserHistory:
         self._impressions = _Running(width=1)
         self._watches_of_clicks = _Running(width=1)
         self._impressions_of_video: dict[Id, _Running] = {}
+        self._shown_unwatched: list[tuple[int, Id]] = []
+        self._contexts: list[tuple[int, str | None, bool | None]] = []
         self._begun: list[tuple[int, Id]] = []
         self._watches: list[tuple[int, Id]] = []
         self._watches_of_channel: dict[Id, list[int]] = {}
-        self._completed: list[tuple[int, int, Id]] = []
+        self._completed: list[tuple[int, Id]] = []
         self._tokens: list[tuple[int, int, str]] = []
 
-    def add_earlier_watch(self, video_id: Id, position: int) -> None:
-        """A completed watch from before the logs: order known, instant not (table `history`)."""
-        bisect.insort(self._completed, (BEFORE_LOGS_AT, position, video_id))
+    def add_earlier_watch(self, video_id: Id, position: int, completed: bool = True) -> None:
+        """A row of the table `history`: order known, instant not. Shown, and not watched, if not `completed`."""
+        into = self._completed if completed else self._shown_unwatched
+        bisect.insort(into, (before_logs_at(position), video_id))
 
     def add_watch(
         self,
@@ -473,7 +539,7 @@ class UserHistory:
         if channel_id is not None:
             bisect.insort(self._watches_of_channel.setdefault(channel_id, []), at)
         if completed:
-            bisect.insort(self._completed, (at, 0, video_id))
+            bisect.insort(self._completed, (at, video_id))
 
     def add_impression(
         self,
@@ -484,15 +550,31 @@ class UserHistory:
         clicked: bool,
         watch_time_s: float,
         topics: Sequence[str] = (),
+        device: str | None = None,
+        logged_in: bool | None = None,
     ) -> None:
-        """A video that was shown at `shown_at`, and what came of it."""
+        """A video that was shown at `shown_at`, on which device, and what came of it."""
         del channel_id, topics  # Accepted so that callers need not change when a feature asks for them.
         at = to_microseconds(shown_at)
         click = int(clicked)
         self._impressions.add(at, (click,))
         if clicked:
             self._watches_of_clicks.add(end_of_watch(at, watch_time_s), (to_milliseconds(watch_time_s),))
+        else:
+            bisect.insort(self._shown_unwatched, (at, video_id))
         self._impressions_of_video.setdefault(video_id, _Running(width=1)).add(at, (1 - click,))
+        self._add_context(at, device, logged_in)
+
+    def _add_context(self, at: int, device: str | None, logged_in: bool | None) -> None:
+        """Two requests of one instant may differ: of each fact the greatest value then."""
+        place = bisect.bisect_left(self._contexts, at, key=lambda context: context[0])
+        if place < len(self._contexts) and self._contexts[place][0] == at:
+            _, other_device, other_logged_in = self._contexts[place]
+            devices = [one for one in (device, other_device) if one is not None]
+            logins = [one for one in (logged_in, other_logged_in) if one is not None]
+            self._contexts[place] = (at, max(devices, default=None), max(logins, default=None))
+        else:
+            self._contexts.insert(place, (at, device, logged_in))
 
     def add_search(self, query: str, searched_at: Instant) -> None:
         """A query that was typed at `searched_at`."""
@@ -505,9 +587,19 @@ class UserHistory:
         return bisect.bisect_left(self._completed, (to_microseconds(before),))
 
     def last_completed(self, length: int, before: Instant) -> list[Id]:
-        """The last `length` completed videos, oldest first."""
+        """The last `length` completed videos, oldest first, those before the logs before all others."""
         end = self.completed_watches(before)
-        return [video_id for _, _, video_id in self._completed[max(0, end - length) : end]]
+        return [video_id for _, video_id in self._completed[max(0, end - length) : end]]
+
+    def last_shown_unwatched(self, length: int, before: Instant) -> list[Id]:
+        """The last `length` videos that were shown and not clicked, or before the logs not completed, oldest first."""
+        end = bisect.bisect_left(self._shown_unwatched, (to_microseconds(before),))
+        return [video_id for _, video_id in self._shown_unwatched[max(0, end - length) : end]]
+
+    def last_context(self, before: Instant) -> tuple[str | None, bool | None]:
+        """Device and login of the user's last impression; None where that is not known, or there was none."""
+        end = bisect.bisect_left(self._contexts, to_microseconds(before), key=lambda context: context[0])
+        return self._contexts[end - 1][1:] if end else (None, None)
 
     def begun_videos(self, before: Instant) -> list[Id]:
         """Videos of the watches within the logs that have begun, whether they have ended or not, oldest first."""
@@ -578,7 +670,7 @@ def from_tables(
         return users.setdefault(row["user_id"], UserHistory())
 
     for row in rows.get("history", ()):
-        of(row).add_earlier_watch(row["video_id"], row["position"])
+        of(row).add_earlier_watch(row["video_id"], row["position"], row.get("completed", True))
     for row in rows.get("watches", ()):
         video = row["video_id"]
         of(row).add_watch(
@@ -592,6 +684,8 @@ def from_tables(
             shown_at=row["shown_at"],
             clicked=row["clicked"],
             watch_time_s=row["watch_time_s"],
+            device=row.get("device"),
+            logged_in=row.get("logged_in"),
         )
     for row in rows.get("searches", ()):
         of(row).add_search(row["query"], row["searched_at"])

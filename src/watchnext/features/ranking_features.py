@@ -44,7 +44,11 @@ _MICROSECONDS = 1_000_000.0
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What is known of a request besides the user's history. Absent facts are None."""
+    """What is known of a request besides the user's history. Absent facts are None.
+
+    Attributes:
+        user_columns: of the columns of `users` beyond the schema, by name.
+    """
 
     user_id: Id
     at: Instant
@@ -53,6 +57,8 @@ class RequestContext:
     logged_in: bool | None = None
     region: str | None = None
     age_years: float | None = None
+    gender: str | None = None
+    user_columns: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

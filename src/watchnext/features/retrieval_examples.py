@@ -4,13 +4,16 @@ Labels are completed watches of every origin, not only those that a recommendati
 number of examples per user keeps the most active users from ruling the loss.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
+from watchnext import schema
 from watchnext.data.split import SplitDays
 from watchnext.engine import Engine
 from watchnext.features.batches import FeatureSpec
@@ -18,26 +21,164 @@ from watchnext.features.history import AsOf, Logs, Streams, UserHistory, as_of, 
 from watchnext.features.ranking_features import RequestContext
 
 HISTORY_LENGTH = 50
+SHOWN_LENGTH = 50
 TOKEN_BAG_LENGTH = 50
+OLDEST_AGE_YEARS = 100.0
+"""The age that is scaled to 1."""
+
+REQUEST_LASTS_S = 86_400.0
+"""How long after a page was shown a watch of a video clicked on it is still taken to come from that page."""
+
+UNRECOMMENDED_ORIGINS = ("external", "search")
+"""Origins of watches that no page of recommendations led to."""
 
 _HISTORY = AsOf("completed_watches", "recent", measure="video_id", length=HISTORY_LENGTH)
+_SHOWN_UNWATCHED = AsOf("shown_unwatched", "recent", measure="video_id", length=SHOWN_LENGTH)
 _TOKENS = AsOf("search_tokens", "recent", measure="token", length=TOKEN_BAG_LENGTH)
+_DEVICE = AsOf("contexts", "last", measure="device")
+_LOGGED_IN = AsOf("contexts", "last", measure="logged_in")
 
-INPUTS: tuple[tuple[FeatureSpec, str], ...] = (
-    (FeatureSpec("history", "multivalent", "video", HISTORY_LENGTH), "watches.video_id"),
-    (FeatureSpec("search_tokens", "multivalent", "search_token", TOKEN_BAG_LENGTH), "searches.query"),
-    (FeatureSpec("region", "categorical", "region"), "users.region"),
-    (FeatureSpec("example_age_s", "continuous"), "watches.watched_at"),
+
+@dataclass(frozen=True)
+class Input:
+    """One input of the query tower.
+
+    Attributes:
+        spec: its name, kind, id space and length.
+        meaning: one line for the docs.
+        expression: table of examples -> column. The table has the quantities in `reads`, named `AsOf.column`, and
+            the columns of `users`, each with `user_` before its name. Unknown is null.
+        evaluate: the same for one request; unknown is None.
+        reads: quantities over the user's past.
+        needs: column of the logs, as table.column, without which the input does not exist.
+        dtype: of the column; None for lists of video ids, whose type is the logs' own.
+    """
+
+    spec: FeatureSpec
+    meaning: str
+    expression: Callable[[ir.Table], ir.Value]
+    evaluate: Callable[[UserHistory, RequestContext], Any]
+    needs: str
+    reads: tuple[AsOf, ...] = ()
+    dtype: pa.DataType | None = None
+
+
+INPUTS: tuple[Input, ...] = (
+    Input(
+        FeatureSpec("history", "multivalent", "video", HISTORY_LENGTH),
+        f"the last {HISTORY_LENGTH} videos that the user completed, oldest first",
+        lambda row: row[_HISTORY.column],
+        lambda user, request: user.last_completed(HISTORY_LENGTH, request.at),
+        "watches.video_id",
+        reads=(_HISTORY,),
+    ),
+    Input(
+        FeatureSpec("shown_unwatched", "multivalent", "video", SHOWN_LENGTH),
+        f"the last {SHOWN_LENGTH} videos that were shown and not clicked, or in `history` not completed, oldest first",
+        lambda row: row[_SHOWN_UNWATCHED.column],
+        lambda user, request: user.last_shown_unwatched(SHOWN_LENGTH, request.at),
+        "impressions.video_id",
+        reads=(_SHOWN_UNWATCHED,),
+    ),
+    Input(
+        FeatureSpec("search_tokens", "multivalent", "search_token", TOKEN_BAG_LENGTH),
+        f"the last {TOKEN_BAG_LENGTH} unigrams and bigrams of the user's searches, oldest first",
+        lambda row: row[_TOKENS.column],
+        lambda user, request: user.last_search_tokens(TOKEN_BAG_LENGTH, request.at),
+        "searches.query",
+        reads=(_TOKENS,),
+        dtype=pa.list_(pa.string()),
+    ),
+    Input(
+        FeatureSpec("region", "categorical", "region"),
+        "region of the user",
+        lambda row: row.user_region,
+        lambda user, request: request.region,
+        "users.region",
+        dtype=pa.string(),
+    ),
+    Input(
+        FeatureSpec("device", "categorical", "device"),
+        "device of the user's last impression",
+        lambda row: row[_DEVICE.column],
+        lambda user, request: user.last_context(request.at)[0],
+        "impressions.device",
+        reads=(_DEVICE,),
+        dtype=pa.string(),
+    ),
+    Input(
+        FeatureSpec("gender", "unit", "gender"),
+        "gender of the user: 0 the most frequent one of training, 1 the rarest",
+        lambda row: row.user_gender,
+        lambda user, request: request.gender,
+        "users.gender",
+        dtype=pa.string(),
+    ),
+    Input(
+        FeatureSpec("logged_in", "unit"),
+        "1 if the user was logged in at the last impression, 0 if not",
+        lambda row: row[_LOGGED_IN.column].cast("boolean"),
+        lambda user, request: user.last_context(request.at)[1],
+        "impressions.logged_in",
+        reads=(_LOGGED_IN,),
+        dtype=pa.bool_(),
+    ),
+    Input(
+        FeatureSpec("age", "unit"),
+        f"age of the user in units of {OLDEST_AGE_YEARS:g} years, at most 1",
+        # `least` would take the 1 where the age is unknown.
+        lambda row: (row.user_age_years > OLDEST_AGE_YEARS).ifelse(
+            1.0, row.user_age_years / OLDEST_AGE_YEARS
+        ),
+        lambda user, request: (
+            None if request.age_years is None else min(request.age_years / OLDEST_AGE_YEARS, 1.0)
+        ),
+        "users.age_years",
+        dtype=pa.float64(),
+    ),
+    Input(
+        FeatureSpec("example_age_s", "continuous"),
+        "newest label of training minus instant of the label (when its watch began), s; 0 outside training",
+        lambda row: ibis.literal(0.0, "float64"),
+        lambda user, request: 0.0,
+        "watches.watched_at",
+        dtype=pa.float64(),
+    ),
 )
-"""Inputs of the query tower, each with the column of the logs, as table.column, that it needs."""
+"""Inputs of the query tower that are known by name; columns of `users` beyond the schema are more, see `user_input`."""
+
+_USER = "user_"
+
+
+def user_input(column: str) -> Input:
+    """The input made of a column that `users` has beyond the schema."""
+    name = _USER + column
+    return Input(
+        FeatureSpec(name, "categorical", name),
+        f"`{column}` of the user",
+        lambda row: row[name],
+        lambda user, request: request.user_columns.get(column),
+        f"users.{column}",
+        dtype=pa.string(),
+    )
+
+
+def inputs_named(names: Sequence[str]) -> tuple[Input, ...]:
+    """The declarations of these names, in this order. Raises KeyError for a name that nothing declares."""
+    declared = {one.spec.name: one for one in INPUTS}
+    return tuple(
+        declared[name] if name in declared or not name.startswith(_USER) else user_input(name[len(_USER) :])
+        for name in names
+    )
 
 
 def possible_inputs(logs: Logs, vocabulary_sizes: Mapping[str, int]) -> tuple[FeatureSpec, ...]:
     """The inputs that these logs have the columns for, and training the values."""
+    further = (column for column in logs.tables["users"].columns if column not in schema.USERS.column_names)
     return tuple(
-        spec
-        for spec, needed in INPUTS
-        if logs.has([needed]) and (spec.space is None or vocabulary_sizes.get(spec.space, 0) > 0)
+        one.spec
+        for one in (*INPUTS, *map(user_input, further))
+        if logs.has([one.needs]) and (one.spec.space is None or vocabulary_sizes.get(one.spec.space, 0) > 0)
     )
 
 
@@ -79,7 +220,7 @@ def retrieval_examples(
     labels: ir.Table,
     inputs: Sequence[FeatureSpec],
 ) -> ir.Table:
-    """Labels with the inputs as of their instants, save `example_age_s`; and `day`, `at`.
+    """Labels with the inputs as of their instants; and `day`, `at`, `asked_at` (see `with_asked_at`).
 
     Args:
         engine: the engine that holds the tables.
@@ -88,22 +229,52 @@ def retrieval_examples(
         labels: see `retrieval_labels`.
         inputs: which inputs to make.
     """
-    names = {spec.name for spec in inputs}
-    quantities = [_HISTORY] + ([_TOKENS] if "search_tokens" in names else [])
-    labels = engine.materialize(labels)
-    state = as_of(engine, labels.select("user_id", "at").distinct(), streams, quantities)
-    renamed = {"history": state[_HISTORY.column]}
-    if "search_tokens" in names:
-        renamed["search_tokens"] = state[_TOKENS.column]
-    rows = labels.inner_join(state, ["user_id", "at"]).select(labels, **renamed)
-    if "region" in names:
-        people = tables["users"].select("user_id", "region")
-        rows = rows.left_join(people, "user_id").select(rows, people.region)
+    wanted = inputs_named([spec.name for spec in inputs])
+    labels = engine.materialize(with_asked_at(engine, labels, streams))
+    points = labels.select("user_id", at=labels.asked).distinct()
+    state = as_of(engine, points, streams, [quantity for one in wanted for quantity in one.reads])
+    people = tables["users"]
+    people = people.select(
+        "user_id", **{_USER + name: people[name] for name in people.columns if name != "user_id"}
+    )
+    state = state.left_join(people, "user_id").select(
+        state, *(people[name] for name in people.columns if name != "user_id")
+    )
+    state = state.select("user_id", asked="at", **{one.spec.name: one.expression(state) for one in wanted})
+    rows = labels.inner_join(state, ["user_id", "asked"])
+    rows = rows.select(
+        *(rows[name] for name in labels.columns if name != "asked"),
+        *(rows[one.spec.name] for one in wanted),
+        asked_at=engine.instant(rows.asked),
+    )
     return engine.materialize(rows)
 
 
+def with_asked_at(engine: Engine, labels: ir.Table, streams: Streams) -> ir.Table:
+    """Add `asked`, the microsecond that inputs are as of: when somebody had to decide what to recommend.
+
+    For a watch that a page of recommendations led to, that is when the page was shown: its other videos, shown too by
+    the time of the watch, must not be among the inputs, because no request knows the page that it asks for. A watch
+    comes from the last impression of its video at or before it, if that was clicked, is not older than
+    REQUEST_LASTS_S, and the watch's origin is none of UNRECOMMENDED_ORIGINS. For all others it is when they began.
+    """
+    pair = ("user_id", "video_id")
+    shown, clicked = AsOf("impressions", "last_at", pair), AsOf("clicks", "last_at", pair)
+    points = labels.select(*pair, at=labels["at"] + 1).distinct()  # A page shown at this very instant counts.
+    last = as_of(engine, points, streams, [shown, clicked])
+    last = last.select(*pair, at=last["at"] - 1, shown=last[shown.column], clicked=last[clicked.column])
+    rows = labels.left_join(last, [*pair, "at"]).select(labels, last.shown, last.clicked)
+    is_recommended = (rows.shown == rows.clicked) & (
+        rows.shown >= rows["at"] - int(REQUEST_LASTS_S * 1_000_000)
+    )
+    if "origin" in rows.columns:
+        is_recommended = is_recommended & rows.origin.notin(UNRECOMMENDED_ORIGINS).fill_null(True)
+    asked = is_recommended.fill_null(False).ifelse(rows.shown, rows["at"])
+    return rows.mutate(asked=asked).drop("shown", "clicked")
+
+
 def with_example_age(examples: ir.Table, newest_at: int | None) -> ir.Table:
-    """Add `example_age_s` and leave the columns that are stored.
+    """Set `example_age_s` and leave the columns that are stored.
 
     Args:
         examples: see `retrieval_examples`.
@@ -181,12 +352,4 @@ def request_columns(user: UserHistory, request: RequestContext, inputs: Sequence
         request: the request.
         inputs: names, as in the manifest's `inputs`.
     """
-    columns = {
-        "history": lambda: pa.array([user.last_completed(HISTORY_LENGTH, request.at)]),
-        "search_tokens": lambda: pa.array(
-            [user.last_search_tokens(TOKEN_BAG_LENGTH, request.at)], pa.list_(pa.string())
-        ),
-        "region": lambda: pa.array([request.region], pa.string()),
-        "example_age_s": lambda: pa.array([0.0]),
-    }
-    return {name: columns[name]() for name in inputs}
+    return {one.spec.name: pa.array([one.evaluate(user, request)], one.dtype) for one in inputs_named(inputs)}

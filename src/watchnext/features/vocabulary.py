@@ -5,13 +5,14 @@ Whatever is left out is index 0, the zero vector.
 """
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import ibis
 import ibis.expr.types as ir
 
+from watchnext import schema
 from watchnext.data.split import SplitDays, day_begins_at
 from watchnext.engine import Engine
 from watchnext.errors import InputError
@@ -27,12 +28,14 @@ class Space:
         needs: columns of the logs, as table.column, without which the space does not exist.
         counted: what a frequency counts, for the docs.
         count: tables of the training days -> table of token, frequency; a token may come in several rows.
+        setting: key of `featurize.vocabulary_sizes` that says how many values are kept; the name where empty.
     """
 
     name: str
     needs: tuple[str, ...]
     counted: str
     count: Callable[[Mapping[str, ir.Table]], ir.Table]
+    setting: str = ""
 
 
 def _counts(table: ir.Table, column: str) -> ir.Table:
@@ -51,11 +54,14 @@ def _of_clicked_videos(column: str) -> Callable[[Mapping[str, ir.Table]], ir.Tab
     return count
 
 
-def _regions(tables: Mapping[str, ir.Table]) -> ir.Table:
-    watches = tables["watches"]
-    active = _counts(watches.filter(watches.completed), "user_id").rename(user_id="token")
-    regions = tables["users"].select("user_id", token=tables["users"].region)
-    return active.inner_join(regions, "user_id").select("token", "frequency")
+def _of_watching_users(column: str) -> Callable[[Mapping[str, ir.Table]], ir.Table]:
+    def count(tables: Mapping[str, ir.Table]) -> ir.Table:
+        watches = tables["watches"]
+        active = _counts(watches.filter(watches.completed), "user_id").rename(user_id="token")
+        values = tables["users"].select("user_id", token=tables["users"][column])
+        return active.inner_join(values, "user_id").select("token", "frequency")
+
+    return count
 
 
 SPACES: tuple[Space, ...] = (
@@ -68,7 +74,8 @@ SPACES: tuple[Space, ...] = (
     Space("channel", ("videos.channel_id",), "clicked impressions", _of_clicked_videos("channel_id")),
     Space("topic", ("videos.topics",), "clicked impressions", _of_clicked_videos("topics")),
     Space("language", ("videos.language",), "clicked impressions", _of_clicked_videos("language")),
-    Space("region", ("users.region",), "completed watches of its users", _regions),
+    Space("region", ("users.region",), "completed watches of its users", _of_watching_users("region")),
+    Space("gender", ("users.gender",), "completed watches of its users", _of_watching_users("gender")),
     Space(
         "surface",
         ("impressions.surface",),
@@ -88,6 +95,53 @@ SPACES: tuple[Space, ...] = (
         lambda tables: _counts(tables["search_tokens"], "token"),
     ),
 )
+
+
+_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
+
+
+def user_spaces(
+    logs: Logs, training: Mapping[str, ir.Table], most_values: int
+) -> tuple[tuple[Space, ...], dict[str, str]]:
+    """The id spaces of the columns that `users` has beyond the schema, each called `user_` and the column's name.
+
+    Such a column is a category if the users who completed a watch in training have at least two and at most
+    `most_values` different values of it (null counts as one), and not all of them are dates. A column of more
+    values is a quantity or an id, and one of a single value tells nothing.
+
+    Returns:
+        The spaces, and column -> why it is none.
+    """
+    spaces: list[Space] = []
+    left_out: dict[str, str] = {}
+    for column in logs.tables["users"].columns:
+        if column in schema.USERS.column_names or not logs.has([f"users.{column}"]):
+            continue
+        count = _of_watching_users(column)
+        values = count(training).select("token").distinct()
+        is_date = values.token.cast("string").re_search(_DATE)
+        found = (
+            values.aggregate(
+                values=values.count(), known=values.token.count(), dates=is_date.cast("int64").sum()
+            )
+            .to_pyarrow()
+            .to_pylist()[0]
+        )
+        if not 2 <= found["values"] <= most_values:
+            left_out[column] = f"{found['values']} different values"
+        elif found["dates"] == found["known"]:
+            left_out[column] = "dates"
+        else:
+            spaces.append(
+                Space(
+                    f"user_{column}",
+                    (f"users.{column}",),
+                    "completed watches of its users",
+                    count,
+                    setting="user_column",
+                )
+            )
+    return tuple(spaces), left_out
 
 
 def training_tables(engine: Engine, logs: Logs, split: SplitDays) -> dict[str, ir.Table]:
@@ -140,7 +194,12 @@ def check_trainable(training: Mapping[str, ir.Table], split: SplitDays) -> None:
 
 
 def write_vocabularies(
-    engine: Engine, training: Mapping[str, ir.Table], logs: Logs, largest: Mapping[str, int], directory: Path
+    engine: Engine,
+    training: Mapping[str, ir.Table],
+    logs: Logs,
+    largest: Mapping[str, int],
+    directory: Path,
+    further: Sequence[Space] = (),
 ) -> dict[str, int]:
     """Count, cut and store the vocabulary of every space that the logs have.
 
@@ -148,14 +207,15 @@ def write_vocabularies(
         engine: the engine that holds the tables.
         training: see `training_tables`.
         logs: say which columns there are.
-        largest: space -> N, how many values to keep.
+        largest: setting of a space -> N, how many values to keep.
         directory: gets one folder per space, with columns token, index (int32 from 1), frequency (int64).
+        further: spaces besides SPACES, see `user_spaces`.
 
     Returns:
         Space -> number of values kept; 0, and no folder, for a space of which training has no value.
     """
     sizes: dict[str, int] = {}
-    for space in SPACES:
+    for space in (*SPACES, *further):
         if not logs.has(space.needs):
             continue
         counted = space.count(training)
@@ -166,7 +226,9 @@ def write_vocabularies(
                 "int32"
             )
         )
-        kept = ranked.filter(ranked["index"] <= largest[space.name]).select("token", "index", "frequency")
+        kept = ranked.filter(ranked["index"] <= largest[space.setting or space.name]).select(
+            "token", "index", "frequency"
+        )
         sizes[space.name] = engine.write(kept, directory / space.name, sort_by=["index"])
         if sizes[space.name] == 0:
             engine.remove(directory / space.name)

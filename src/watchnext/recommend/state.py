@@ -12,23 +12,30 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from watchnext import schema
 from watchnext.errors import InputError
 from watchnext.features.history import Id, UserHistory, from_tables
 
 _EVENT_COLUMNS = {
-    "history": ("user_id", "position", "video_id"),
+    "history": ("user_id", "position", "video_id", "completed"),
     "watches": ("user_id", "video_id", "watched_at", "watch_time_s", "completed"),
-    "impressions": ("user_id", "video_id", "shown_at", "clicked", "watch_time_s"),
+    "impressions": ("user_id", "video_id", "shown_at", "clicked", "watch_time_s", "device", "logged_in"),
     "searches": ("user_id", "searched_at", "query"),
 }
 
 
 @dataclass(frozen=True)
 class UserFacts:
-    """A row of `users`, as far as models read it. Absent facts are None."""
+    """A row of `users`, as far as models read it. Absent facts are None.
+
+    Attributes:
+        columns: name -> value of the columns beyond the schema.
+    """
 
     region: str | None = None
     age_years: float | None = None
+    gender: str | None = None
+    columns: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,16 @@ class UserStates:
                 rows[name] = _rows(tables / name, columns, chosen)
         seen = {row["video_id"] for name in ("watches", "impressions") for row in rows[name]}
         channels = _channels(tables / "videos", seen)
+        known = [name for name in _dataset(tables / "users").schema.names if name != "signed_up_at"]
+        further = [name for name in known if name not in schema.USERS.column_names]
         facts = {
-            row["user_id"]: UserFacts(row.get("region"), row.get("age_years"))
-            for row in _rows(tables / "users", ("user_id", "region", "age_years"), chosen)
+            row["user_id"]: UserFacts(
+                row.get("region"),
+                row.get("age_years"),
+                row.get("gender"),
+                {name: row[name] for name in further},
+            )
+            for row in _rows(tables / "users", known, chosen)
         }
         return cls(from_tables(rows, channels), facts)
 

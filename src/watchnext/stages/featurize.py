@@ -24,6 +24,8 @@ class VocabularySizes(Section):
     topic: int = Field(default=10_000, ge=1)
     language: int = Field(default=500, ge=1)
     region: int = Field(default=1_000, ge=1)
+    gender: int = Field(default=20, ge=1)
+    user_column: int = Field(default=1_000, ge=2)
     surface: int = Field(default=100, ge=1)
     device: int = Field(default=100, ge=1)
     search_token: int = Field(default=100_000, ge=1)
@@ -70,8 +72,17 @@ def featurize(
             say(f"featurize: too few days of logs, so there is no day for: {', '.join(split.not_judged())}")
         training = vocabulary.training_tables(opened, logs, split)
         vocabulary.check_trainable(training, split)
+        further, left_out = vocabulary.user_spaces(logs, training, params.vocabulary_sizes.user_column)
+        if left_out:
+            told = ", ".join(f"{column} ({why})" for column, why in left_out.items())
+            say(f"featurize: columns of users that are no categories, and so no inputs: {told}")
         sizes = vocabulary.write_vocabularies(
-            opened, training, logs, params.vocabulary_sizes.model_dump(), out_features / "vocabularies"
+            opened,
+            training,
+            logs,
+            params.vocabulary_sizes.model_dump(),
+            out_features / "vocabularies",
+            further,
         )
         inputs = retrieval_examples.possible_inputs(logs, sizes)
         features = ranking_features.possible_features(logs, sizes)
@@ -117,8 +128,12 @@ def featurize(
         described = ranking_features.describe_inputs(examples, features)
 
     features = tuple(feature for feature in features if boundaries.get(feature.name, True))
-    declared = [spec.name for spec, _ in retrieval_examples.INPUTS]
-    declared += [feature.name for feature in ranking_features.FEATURES]
+    declared = dict.fromkeys(
+        [
+            *(one.spec.name for one in retrieval_examples.INPUTS),
+            *(feature.name for feature in ranking_features.FEATURES),
+        ]
+    )
     present = {spec.name for spec in inputs} | {feature.name for feature in features}
     absent = [name for name in declared if name not in present]
     if absent:

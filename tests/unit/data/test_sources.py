@@ -426,11 +426,12 @@ class TestKuaiRand:
             },
         ]
 
-    def test_history_holds_the_long_views(self, tmp_path: Path) -> None:
+    def test_history_holds_what_was_shown_and_whether_it_was_a_long_view(self, tmp_path: Path) -> None:
         run_ingest(write_kuairand(tmp_path / "logs"), tmp_path / "out", source="kuairand")
         assert rows(tmp_path / "out", "history") == [
-            {"user_id": 5, "position": 3, "video_id": 2},
-            {"user_id": 6, "position": 0, "video_id": 2},
+            {"user_id": 5, "position": 3, "video_id": 2, "completed": True},
+            {"user_id": 5, "position": 4, "video_id": 1, "completed": False},
+            {"user_id": 6, "position": 0, "video_id": 2, "completed": True},
         ]
 
     def test_history_is_optional_and_left_out_where_the_logs_cover_it(

@@ -28,7 +28,7 @@ TYPES = {
         "uploaded_at": INSTANT,
         "language": pa.string(),
     },
-    "users": {"region": pa.string(), "age_years": pa.float64()},
+    "users": {"region": pa.string(), "gender": pa.string(), "age_years": pa.float64(), "plan": pa.string()},
     "impressions": {
         "shown_at": INSTANT,
         "surface": pa.string(),
@@ -45,7 +45,7 @@ TYPES = {
         "origin": pa.string(),
     },
     "searches": {"searched_at": INSTANT, "query": pa.string()},
-    "history": {"position": pa.int64()},
+    "history": {"position": pa.int64(), "completed": pa.bool_()},
 }
 
 
@@ -99,10 +99,23 @@ def make_rows(
     for number in range(users):
         user_id = f"ü{number}" if strings else number
         rows["users"].append(
-            {"user_id": user_id, "region": pick(None, "north", "south"), "age_years": pick(None, 31.0)}
+            {
+                "user_id": user_id,
+                "region": pick(None, "north", "south"),
+                "gender": pick(None, "female", "male", "other"),
+                "age_years": pick(None, 31.0, 117.0),
+                "plan": pick(None, "free", "paid"),
+            }
         )
-        for position in range(int(random.integers(4))):
-            rows["history"].append({"user_id": user_id, "position": 3 + 2 * position, "video_id": video()})
+        for position in range(int(random.integers(6))):
+            rows["history"].append(
+                {
+                    "user_id": user_id,
+                    "position": 3 + 2 * position,
+                    "video_id": video(),
+                    "completed": pick(True, False),
+                }
+            )
     seen: set[Any] = set()
     request = 0
     for day in range(days):

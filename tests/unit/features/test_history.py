@@ -46,6 +46,7 @@ def test_an_event_counts_from_the_microsecond_after_its_own() -> None:
         assert user.impressions(before)[0] == number
         assert user.impressions_of(1, before)[0] == number
         assert len(user.last_search_tokens(50, before)) == number
+        assert len(user.last_shown_unwatched(50, before)) == number
 
 
 def test_a_watch_counts_from_the_microsecond_after_its_end() -> None:
@@ -82,6 +83,37 @@ def test_earlier_watches_come_first_in_their_order() -> None:
     assert user.watches(6) == 1
 
 
+def test_what_was_shown_before_the_logs_and_not_completed_is_no_watch() -> None:
+    user = UserHistory()
+    user.add_impression("c", shown_at=5, clicked=False, watch_time_s=0.0)
+    user.add_impression("d", shown_at=5, clicked=True, watch_time_s=0.0)
+    user.add_earlier_watch("b", 9, completed=False)
+    user.add_earlier_watch("a", 4, completed=False)
+    user.add_earlier_watch("w", 7)
+    assert user.last_shown_unwatched(50, 6) == ["a", "b", "c"]
+    assert user.last_shown_unwatched(2, 6) == ["b", "c"]
+    assert user.last_shown_unwatched(50, 5) == ["a", "b"]
+    assert user.last_completed(50, 6) == ["w"]
+
+
+def test_the_last_context_is_that_of_the_last_impression() -> None:
+    """At one instant the greatest value counts, and an impression without one does not hide behind an older one."""
+    user = UserHistory()
+    for shown_at, device, logged_in in (
+        (1, "tv", True),
+        (2, "phone", None),
+        (2, "tablet", False),
+        (3, None, None),
+    ):
+        user.add_impression(
+            1, shown_at=shown_at, clicked=False, watch_time_s=0.0, device=device, logged_in=logged_in
+        )
+    assert user.last_context(1) == (None, None)
+    assert user.last_context(2) == ("tv", True)
+    assert user.last_context(3) == ("tablet", False)
+    assert user.last_context(4) == (None, None)
+
+
 @given(st.integers(0, 2**32))
 def test_the_order_in_which_events_arrive_does_not_matter(seed: int) -> None:
     events = make_rows(seed, users=1, days=2, events_per_day=12)
@@ -108,6 +140,8 @@ def test_the_order_in_which_events_arrive_does_not_matter(seed: int) -> None:
                 user.watches_of_clicks(middle),
                 user.impressions_of(102, middle),
                 user.channel_watches(1, middle),
+                user.last_shown_unwatched(50, middle),
+                user.last_context(middle),
             )
         )
     assert answers[0] == answers[1]
@@ -115,7 +149,12 @@ def test_the_order_in_which_events_arrive_does_not_matter(seed: int) -> None:
 
 def _add_impression(user: UserHistory, row: dict) -> None:
     user.add_impression(
-        row["video_id"], shown_at=row["shown_at"], clicked=row["clicked"], watch_time_s=row["watch_time_s"]
+        row["video_id"],
+        shown_at=row["shown_at"],
+        clicked=row["clicked"],
+        watch_time_s=row["watch_time_s"],
+        device=row["device"],
+        logged_in=row["logged_in"],
     )
 
 

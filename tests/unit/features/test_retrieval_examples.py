@@ -22,10 +22,11 @@ from watchnext.features.retrieval_examples import (
     request_columns,
     retrieval_examples,
     retrieval_labels,
+    user_input,
     with_example_age,
 )
 
-SPECS = tuple(spec for spec, _ in INPUTS)
+SPECS = (*(one.spec for one in INPUTS), user_input("plan").spec)
 NAMES = [spec.name for spec in SPECS]
 
 
@@ -51,6 +52,24 @@ def ended_at(watch: dict[str, Any]) -> dt.datetime:
     )
 
 
+def asked_at(rows: Rows, label: dict[str, Any]) -> dt.datetime:
+    """When the page was shown that the watch came from, if it came from one; else when it began."""
+    shown = [
+        (row["shown_at"], row["clicked"])
+        for row in rows["impressions"]
+        if (row["user_id"], row["video_id"]) == (label["user_id"], label["video_id"])
+        and row["shown_at"] <= label["watched_at"]
+    ]
+    last_at, was_clicked = max(shown, default=(None, False))
+    if not was_clicked or label["origin"] in ("search", "external"):
+        return label["watched_at"]
+    return last_at if label["watched_at"] - last_at <= dt.timedelta(days=1) else label["watched_at"]
+
+
+def greatest(values: list[Any]) -> Any:
+    return max((value for value in values if value is not None), default=None)
+
+
 @settings(
     max_examples=5,
     deadline=None,
@@ -68,37 +87,54 @@ def test_tables_and_memory_equal_the_reference(
     rows = make_rows(seed, users=users, days=5, events_per_day=60, strings=strings)
     found = by_tables(engine, rows, tmp_path_factory.mktemp("logs"))
     histories = from_tables(rows, {row["video_id"]: row["channel_id"] for row in rows["videos"]})
-    regions = {row["user_id"]: row["region"] for row in rows["users"]}
+    people = {row["user_id"]: row for row in rows["users"]}
     labels = [row for row in rows["watches"] if row["completed"]]
     assert len(found) == len(labels) > 50
-    longest = 0
+    longest, moved = 0, 0
     for label in labels:
-        user_id, at = label["user_id"], label["watched_at"]
-        earlier = sorted((r for r in rows["history"] if r["user_id"] == user_id), key=lambda r: r["position"])
+        user_id, at = label["user_id"], asked_at(rows, label)
+        moved += at < label["watched_at"]
+        own = {name: [r for r in of if r.get("user_id") == user_id] for name, of in rows.items()}
+        earlier = sorted(own["history"], key=lambda r: r["position"])
         past = sorted(
-            (ended_at(r), r["video_id"]) for r in labels if r["user_id"] == user_id and ended_at(r) < at
+            (ended_at(r), r["video_id"]) for r in own["watches"] if r["completed"] and ended_at(r) < at
         )
-        watched = [r["video_id"] for r in earlier] + [video_id for _, video_id in past]
+        watched = [r["video_id"] for r in earlier if r["completed"]] + [video_id for _, video_id in past]
         longest = max(longest, len(watched))
-        searched = sorted(
-            (r["searched_at"], r["query"])
-            for r in rows["searches"]
-            if r["user_id"] == user_id and r["searched_at"] < at
-        )
+        shown = [r for r in own["impressions"] if r["shown_at"] < at]
+        missed = sorted((r["shown_at"], r["video_id"]) for r in shown if not r["clicked"])
+        unwatched = [r["video_id"] for r in earlier if not r["completed"]] + [video for _, video in missed]
+        last_page = [r for r in shown if r["shown_at"] == max(r["shown_at"] for r in shown)]
+        searched = sorted((r["searched_at"], r["query"]) for r in own["searches"] if r["searched_at"] < at)
         tokens = [token for _, query in searched for token in tokenize(query)]
+        person = people[user_id]
         expected = {
             "history": watched[-50:],
+            "shown_unwatched": unwatched[-50:],
             "search_tokens": tokens[-50:],
-            "region": regions[user_id],
+            "region": person["region"],
+            "device": greatest([r["device"] for r in last_page]),
+            "gender": person["gender"],
+            "logged_in": greatest([r["logged_in"] for r in last_page]),
+            "age": {None: None, 31.0: 0.31, 117.0: 1.0}[person["age_years"]],
             "example_age_s": 0.0,
+            "user_plan": person["plan"],
         }
-        row = found[(user_id, label["video_id"], at)]
+        row = found[(user_id, label["video_id"], label["watched_at"])]
         assert {name: row[name] for name in NAMES} == expected
         assert row["origin"] == label["origin"]
-        columns = request_columns(
-            histories[user_id], RequestContext(user_id, at, region=regions[user_id]), NAMES
+        assert row["asked_at"] == at
+        request = RequestContext(
+            user_id,
+            at,
+            region=person["region"],
+            age_years=person["age_years"],
+            gender=person["gender"],
+            user_columns={"plan": person["plan"]},
         )
+        columns = request_columns(histories[user_id], request, NAMES)
         assert {name: column[0].as_py() for name, column in columns.items()} == expected
+    assert moved > 5
     assert users > 1 or longest > 50
 
 

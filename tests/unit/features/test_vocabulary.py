@@ -43,7 +43,7 @@ def test_frequencies_are_those_of_training(tmp_path: Path) -> None:
     rows = make_rows(3)
     found = written(rows, tmp_path)
     videos = {row["video_id"]: row for row in rows["videos"]}
-    regions = {row["user_id"]: row["region"] for row in rows["users"]}
+    people = {row["user_id"]: row for row in rows["users"]}
     shown = [row for row in rows["impressions"] if row["shown_at"] < END]
     clicked = [videos[row["video_id"]] for row in shown if row["clicked"]]
     completed = [row for row in rows["watches"] if row["completed"] and row["watched_at"] < END]
@@ -53,7 +53,8 @@ def test_frequencies_are_those_of_training(tmp_path: Path) -> None:
         "channel": Counter(video["channel_id"] for video in clicked),
         "topic": Counter(topic for video in clicked for topic in video["topics"] or ()),
         "language": Counter(video["language"] for video in clicked),
-        "region": Counter(regions[row["user_id"]] for row in completed),
+        "region": Counter(people[row["user_id"]]["region"] for row in completed),
+        "gender": Counter(people[row["user_id"]]["gender"] for row in completed),
         "surface": Counter(row["surface"] for row in shown),
         "device": Counter(row["device"] for row in shown),
         "search_token": Counter(token for row in searched for token in tokenize(row["query"])),

@@ -101,7 +101,10 @@ def test_it_leaves_what_later_stages_read(rows: Rows, featurized: tuple[Path, di
         "shadow": "2026-03-07",
     }
     assert manifest["trained_until_at"] == "2026-03-05T00:00:00+00:00"
-    assert manifest["inputs"]["retrieval"] == ["history", "search_tokens", "region", "example_age_s"]
+    assert manifest["inputs"]["retrieval"] == [
+        *("history", "shown_unwatched", "search_tokens", "region", "device", "gender", "logged_in", "age"),
+        *("example_age_s", "user_plan"),
+    ]
     assert manifest["inputs"]["ranking"] == [feature.name for feature in FEATURES]
     assert manifest["absent_inputs"] == []
     shown = 0
@@ -197,7 +200,7 @@ def test_spark_gives_the_same_rows(rows: Rows, tmp_path: Path) -> None:
     assert metrics == run(rows, tmp_path / "duckdb")
     expected, found = tables(tmp_path / "duckdb" / "features"), tables(tmp_path / "spark" / "features")
     assert found.keys() == expected.keys()
-    assert len(found) == 2 + 8 + 8
+    assert len(found) == 2 + 8 + 10
     for name, table in expected.items():
         assert_equal_rows(found[name], table, name)
     for name in ("manifest.json", "quantiles.json"):
@@ -218,12 +221,12 @@ def test_absent_inputs_are_left_out_and_said(
     )
     run(rows, tmp_path, without=without)
     encoder = Encoder.load(tmp_path / "features")
-    expected = ["search_tokens", "region", "language", "device", "logged_in"]
+    expected = ["search_tokens", "region", "device", "logged_in", "language"]
     assert encoder.manifest["absent_inputs"] == expected
     assert not set(expected) & {name for names in encoder.manifest["inputs"].values() for name in names}
     assert not {"search_token", "region", "language", "device"} & set(encoder.sizes)
     assert (
-        "no values for them: search_tokens, region, language, device, logged_in"
+        "no values for them: search_tokens, region, device, logged_in, language"
         in capsys.readouterr().err.replace("\n", " ")
     )
     encoder.encode_ranking(next(read_examples(tmp_path / "features" / "ranking_examples" / "gate")))
@@ -240,7 +243,8 @@ def nulled(rows: Rows, table: str, column: str) -> Rows:
         ("videos", "duration_s", ["duration_s"]),
         ("videos", "topics", ["topics"]),
         ("videos", "channel_id", ["channel_id", "watches_of_channel", "since_watch_of_channel_s"]),
-        ("users", "age_years", ["age_years"]),
+        ("users", "age_years", ["age", "age_years"]),
+        ("users", "gender", ["gender"]),
     ],
 )
 def test_a_column_of_nulls_is_as_good_as_absent(
