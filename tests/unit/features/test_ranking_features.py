@@ -130,7 +130,8 @@ class Past:
         self.ended_clicks = [r for r in self.impressions if r["clicked"] and ended_at(r) < self.at]
         watches = [r for r in rows["watches"] if r["user_id"] == user_id and ended_at(r) < self.at]
         self.watches = sorted(watches, key=lambda r: (ended_at(r), r["video_id"]))
-        earlier = sorted((r for r in rows["history"] if r["user_id"] == user_id and r["completed"]), key=lambda r: r["position"])
+        earlier = [r for r in rows["history"] if r["user_id"] == user_id and r["completed"]]
+        earlier.sort(key=lambda r: r["position"])
         self.completed = [r["video_id"] for r in earlier] + [
             r["video_id"] for r in self.watches if r["completed"]
         ]
