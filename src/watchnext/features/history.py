@@ -513,11 +513,13 @@ class UserHistory:
         self._begun: list[tuple[int, Id]] = []
         self._watches: list[tuple[int, Id]] = []
         self._watches_of_channel: dict[Id, list[int]] = {}
+        self._earlier: set[Id] = set()
         self._completed: list[tuple[int, Id]] = []
         self._tokens: list[tuple[int, int, str]] = []
 
     def add_earlier_watch(self, video_id: Id, position: int, completed: bool = True) -> None:
         """A row of the table `history`: order known, instant not. Shown, and not watched, if not `completed`."""
+        self._earlier.add(video_id)
         into = self._completed if completed else self._shown_unwatched
         bisect.insort(into, (before_logs_at(position), video_id))
 
@@ -645,9 +647,12 @@ class UserHistory:
         return misses, last_at
 
     def shown_videos(self, before: Instant) -> list[Id]:
-        """Videos that were shown to the user, in no order."""
+        """Videos that were shown to the user, those of the table `history` included, each once, in no order."""
         at = to_microseconds(before)
-        return [video_id for video_id, shown in self._impressions_of_video.items() if shown.instants[0] < at]
+        within = (
+            video_id for video_id, shown in self._impressions_of_video.items() if shown.instants[0] < at
+        )
+        return list({*within, *self._earlier})
 
     def last_search_tokens(self, length: int, before: Instant) -> list[str]:
         """The last `length` tokens of the user's searches, oldest first."""

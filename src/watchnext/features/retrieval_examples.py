@@ -17,7 +17,7 @@ from watchnext import schema
 from watchnext.data.split import SplitDays
 from watchnext.engine import Engine
 from watchnext.features.batches import FeatureSpec
-from watchnext.features.history import AsOf, Logs, Streams, UserHistory, as_of, day_ranges
+from watchnext.features.history import AsOf, Logs, Streams, UserHistory, as_of, before_logs_at, day_ranges
 from watchnext.features.ranking_features import RequestContext
 
 HISTORY_LENGTH = 50
@@ -229,9 +229,35 @@ def retrieval_examples(
         labels: see `retrieval_labels`.
         inputs: which inputs to make.
     """
-    wanted = inputs_named([spec.name for spec in inputs])
     labels = engine.materialize(with_asked_at(engine, labels, streams))
-    points = labels.select("user_id", at=labels.asked).distinct()
+    state = inputs_at(engine, tables, streams, labels.select("user_id", at=labels.asked).distinct(), inputs)
+    state = state.rename(asked="at")
+    rows = labels.inner_join(state, ["user_id", "asked"])
+    rows = rows.select(
+        *(rows[name] for name in labels.columns if name != "asked"),
+        *(rows[spec.name] for spec in inputs),
+        asked_at=engine.instant(rows.asked),
+    )
+    return engine.materialize(rows)
+
+
+def inputs_at(
+    engine: Engine,
+    tables: Mapping[str, ir.Table],
+    streams: Streams,
+    points: ir.Table,
+    inputs: Sequence[FeatureSpec],
+) -> ir.Table:
+    """The inputs of users as of instants: user_id, `at`, and one column per input.
+
+    Args:
+        engine: the engine that holds the tables.
+        tables: the tables of the logs.
+        streams: their events.
+        points: distinct user_id and `at` (int64 microseconds).
+        inputs: which inputs to make.
+    """
+    wanted = inputs_named([spec.name for spec in inputs])
     state = as_of(engine, points, streams, [quantity for one in wanted for quantity in one.reads])
     people = tables["users"]
     people = people.select(
@@ -240,14 +266,46 @@ def retrieval_examples(
     state = state.left_join(people, "user_id").select(
         state, *(people[name] for name in people.columns if name != "user_id")
     )
-    state = state.select("user_id", asked="at", **{one.spec.name: one.expression(state) for one in wanted})
-    rows = labels.inner_join(state, ["user_id", "asked"])
-    rows = rows.select(
-        *(rows[name] for name in labels.columns if name != "asked"),
-        *(rows[one.spec.name] for one in wanted),
-        asked_at=engine.instant(rows.asked),
-    )
-    return engine.materialize(rows)
+    return state.select("user_id", "at", **{one.spec.name: one.expression(state) for one in wanted})
+
+
+def with_what_was_met(engine: Engine, examples: ir.Table, tables: Mapping[str, ir.Table]) -> ir.Table:
+    """Add what filters take out: `watched_before` and `shown_before`, lists of distinct video ids.
+
+    As `UserHistory.begun_videos` with the completed ones, and `UserHistory.shown_videos`, have it for a request at
+    `asked_at`: every watch that had begun, every video that had been shown, and what `history` tells of both.
+
+    Args:
+        engine: the engine that holds the tables.
+        examples: with user_id and asked_at.
+        tables: the tables of the logs.
+    """
+    watches, impressions = tables["watches"], tables["impressions"]
+    begun = watches.select("user_id", "video_id", at=engine.microseconds(watches.watched_at))
+    shown = impressions.select("user_id", "video_id", at=engine.microseconds(impressions.shown_at))
+    if "history" in tables:
+        history = tables["history"]
+        earlier = history.select(
+            "user_id", "video_id", "completed", at=before_logs_at(history.position.cast("int64"))
+        )
+        begun = begun.union(earlier.filter(earlier.completed).drop("completed"))
+        shown = shown.union(earlier.drop("completed"))
+    examples = examples.mutate(asked=engine.microseconds(examples.asked_at))
+    points = engine.materialize(examples.select("user_id", "asked").distinct())
+    for name, events in (("watched_before", begun), ("shown_before", shown)):
+        # Of the first time alone: whether a video was met before an instant takes no other.
+        first = events.group_by(["user_id", "video_id"]).aggregate(at=events["at"].min())
+        met = points.inner_join(first, ["user_id", first["at"] < points.asked]).select(points, first.video_id)
+        numbered = met.mutate(
+            place=ibis.row_number().over(ibis.window(group_by=["user_id", "asked"], order_by="video_id"))
+        )
+        lists = numbered.group_by(["user_id", "asked"]).aggregate(
+            engine.collect(numbered.video_id, numbered.place).name(name)
+        )
+        joined = examples.left_join(lists, ["user_id", "asked"]).select(examples, lists[name])
+        empty = ibis.literal([], type=lists.schema()[name])
+        examples = joined.mutate(**{name: ibis.coalesce(joined[name], empty)})
+    return engine.materialize(examples.drop("asked"))
 
 
 def with_asked_at(engine: Engine, labels: ir.Table, streams: Streams) -> ir.Table:
@@ -329,6 +387,8 @@ def write_retrieval_examples(
     rows = {}
     for name, (first, last) in ranges.items():
         of_split = examples.filter(examples.day.between(first, last))
+        if name != "training":
+            of_split = with_what_was_met(engine, of_split, logs.tables)
         rows[f"retrieval_examples_{name}"] = engine.write(
             with_example_age(of_split, newest_at if name == "training" else None),
             features_dir / "retrieval_examples" / name,

@@ -24,6 +24,7 @@ from watchnext.features.retrieval_examples import (
     retrieval_labels,
     user_input,
     with_example_age,
+    with_what_was_met,
 )
 
 SPECS = (*(one.spec for one in INPUTS), user_input("plan").spec)
@@ -41,6 +42,7 @@ def by_tables(engine: Engine, rows: Rows, directory: Path) -> dict[Any, dict[str
         logs = read_logs(engine, write_rows(rows, directory))
         labels = retrieval_labels(engine, logs.tables)
         examples = retrieval_examples(engine, logs.tables, make_streams(engine, logs), labels, SPECS)
+        examples = with_what_was_met(engine, examples, logs.tables)
         table = with_example_age(examples, None).to_pyarrow()
     return {(row["user_id"], row["video_id"], row["watched_at"]): row for row in table.to_pylist()}
 
@@ -124,6 +126,15 @@ def test_tables_and_memory_equal_the_reference(
         assert {name: row[name] for name in NAMES} == expected
         assert row["origin"] == label["origin"]
         assert row["asked_at"] == at
+        begun = [r["video_id"] for r in own["watches"] if r["watched_at"] < at]
+        met = {
+            "watched_before": sorted({*begun, *(r["video_id"] for r in earlier if r["completed"])}),
+            "shown_before": sorted({r["video_id"] for r in [*earlier, *shown]}),
+        }
+        assert {name: row[name] for name in met} == met
+        user = histories[user_id]
+        assert {*user.begun_videos(at), *user.last_completed(10**6, at)} == set(met["watched_before"])
+        assert sorted(user.shown_videos(at)) == met["shown_before"]
         request = RequestContext(
             user_id,
             at,
