@@ -195,6 +195,28 @@ def test_a_vocabulary_of_one_video_trains():
     assert np.isfinite(model.candidate_embeddings.numpy()).all()
 
 
+@pytest.mark.parametrize("unique_negatives", [False, True])
+@pytest.mark.parametrize("videos", [1, 12])
+def test_more_negatives_than_videos_train(videos, unique_negatives):
+    """500 draws from 12 classes, and from one: every candidate comes many times, or all come once."""
+    model = train(
+        examples(videos=videos),
+        sizes=SIZES | {"video": videos},
+        negatives=500,
+        unique_negatives=unique_negatives,
+    )
+    assert model.candidate_embeddings.shape == (videos, 4)
+    assert np.isfinite(model.candidate_embeddings.numpy()).all()
+
+
+def test_examples_without_history_and_of_unknown_videos_train():
+    """Bags of zeros alone: what a user without history, and one who watched unknown videos alone, look like."""
+    arrays = examples()
+    for name in ("history", "search_tokens"):
+        arrays[name][:] = 0
+    assert training.all_finite(train(arrays).weights)
+
+
 def test_no_examples_is_an_error_that_says_so():
     with pytest.raises(InputError, match="there are no training examples"):
         train({name: array[:0] for name, array in examples().items()})
