@@ -205,10 +205,11 @@ examples = {
 }
 training.start(5, deterministic=True)
 checkpoints = Checkpoints.of(Path(sys.argv[1]), settings={}, examples=examples, every_s=0.2)
+checkpoints._pause_s = lambda: 0.0  # however slow this machine writes: it is to be killed early on
 model, outcome = retrieval.train(
     examples,
     [FeatureSpec("history", "multivalent", "video", 5), FeatureSpec("example_age_s", "continuous")],
-    vocabulary_sizes={"video": 200}, embedding_dim=8, depth=1, watch_dropout=0.3, batch_size=20, negatives=50,
+    vocabulary_sizes={"video": 200}, embedding_dim=8, depth=1, watch_dropout=0.3, batch_size=10, negatives=50,
     learning_rate=0.02, epochs=3, patience=3, seed=5, evaluate=lambda model: {}, where="real",
     checkpoints=checkpoints,
 )
@@ -239,14 +240,14 @@ def test_a_real_training_killed_with_signal_9_ends_the_same(tmp_path):
     killed = start(tmp_path / "killed")
     ends = time.monotonic() + 120
     seen = set()
-    while len(seen) < 4 and time.monotonic() < ends and killed.poll() is None:
+    while len(seen) < 3 and time.monotonic() < ends and killed.poll() is None:
         seen.add(latest(tmp_path / "killed"))
         time.sleep(0.01)
     assert killed.poll() is None, f"it ended before it could be killed: {killed.communicate()}"
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     done = latest(tmp_path / "killed")
-    assert 0 < done < 3_000
+    assert 0 < done < 6_000
 
     said = {}
     for folder in ("killed", "undisturbed"):
