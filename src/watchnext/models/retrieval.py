@@ -116,7 +116,9 @@ class QueryTower(tf.keras.Model):
             if spec.kind == "multivalent":
                 bag = inputs[spec.name]
                 if training and spec.name == HISTORY and self.watch_dropout:
-                    bag = tf.where(tf.random.uniform(tf.shape(bag)) < self.watch_dropout, 0, bag)
+                    # Not `tf.random.uniform`: a training that goes on after a kill has to go on with its draws.
+                    drawn = tf.random.get_global_generator().uniform(tf.shape(bag))
+                    bag = tf.where(drawn < self.watch_dropout, 0, bag)
                 bags.setdefault(spec.space or spec.name, {})[spec.name] = bag
         pooled: dict[str, tf.Tensor] = {}
         for space, of_space in bags.items():
