@@ -108,8 +108,12 @@ def _sparse_product(indices: tf.Tensor, values: tf.Tensor, shape: tf.Tensor, row
         matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(indices=indices, values=values, dense_shape=shape)
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            transposed = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=tf.float32)
-            return tf.raw_ops.SparseMatrixMatMul(a=transposed, b=upstream)
+            def transposed() -> tf.Tensor:
+                across = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=tf.float32)
+                return tf.raw_ops.SparseMatrixMatMul(a=across, b=upstream)
+
+            # Of a batch in which nobody has a history there are no rows, and dividing by their number ends the process.
+            return tf.cond(tf.size(values) > 0, transposed, lambda: tf.zeros_like(rows))
 
         return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=rows), gradient
 
