@@ -175,10 +175,13 @@ def write_bundle(
     shutil.copytree(ranking / "ranker", out / "ranker")
     shutil.copytree(index, out / "index")
     shutil.copytree(sources / "tables", out / "sources")
+    added_inputs = "added_inputs.json"  # of the ranker, see `Encoder.with_inputs`; there may be none
     for name in ("vocabularies", "videos"):
         shutil.copytree(features / name, out / "features" / name)
     for name in (MANIFEST, "quantiles.json"):
         shutil.copy2(features / name, out / "features" / name)
+    if (sources / added_inputs).is_file():
+        shutil.copy2(sources / added_inputs, out / "features" / added_inputs)
     _copy_last_day(features / "video_statistics", out / "features" / "video_statistics")
 
     params = {name: manifest.get("params", {}) for name, manifest in manifests.items()}

@@ -258,6 +258,7 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
     import numpy as np
 
     from watchnext.evaluation import offline
+    from watchnext.evaluation.candidates import nominated_by, stored_scorer
     from watchnext.features.batches import Encoder
     from watchnext.index.scann import ScannSearcher
     from watchnext.models.candidate_sources import Corpus, read_videos
@@ -276,8 +277,14 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
     retrieval = offline.evaluate_retrieval(
         query_tower, candidates, encoder, events, corpus=corpus, exclude=exclude
     )
+    scorer = stored_scorer(
+        encoder, corpus, bundle.recommend["sources"], bundle.path, bundle.index, bundle.sources
+    )
     ranking, _ = offline.evaluate_ranking(
-        load_signature(str(bundle.ranker)), encoder, features / "ranking_examples" / split
+        load_signature(str(bundle.ranker)),
+        encoder,
+        features / "ranking_examples" / split,
+        nominated_by(scorer, features, split),
     )
     searcher = ScannSearcher.load(bundle.index / "scann")
     return {

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from watchnext.errors import InputError
 
@@ -37,6 +38,20 @@ def label_ranks(scores: np.ndarray, labels: np.ndarray, excluded: np.ndarray | N
         ranks -= (first & (bags > 0) & (their >= own[:, None])).sum(axis=1)
         known &= ~(excluded == labels[:, None]).any(axis=1)
     return np.where(known & ~np.isnan(own), ranks, UNRANKED)
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation of two scores of the same items, ties at their mean rank; NaN where one is constant."""
+    ranks = [_mean_ranks(values) for values in (first, second)]
+    if len(first) < 2 or min(float(np.ptp(values)) for values in ranks) == 0.0:
+        return float("nan")
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _mean_ranks(values: np.ndarray) -> npt.NDArray[np.float64]:
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(count)
+    return (ends - (count - 1) / 2.0)[place.reshape(-1)]
 
 
 def recall_at_k(ranks: np.ndarray, k: int) -> float:

@@ -27,13 +27,16 @@ from watchnext.features.batches import (
     read_examples,
 )
 from watchnext.index.search import ExactSearcher, Searcher
-from watchnext.models.candidate_sources import Corpus, MostPopular, Retriever, blend, requests_by_day
+from watchnext.models.candidate_sources import Corpus, MostPopular
 
 QueryTower = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """Encoded requests -> query embeddings float32 [num_queries, embedding_dim]."""
 
 Ranker = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """Encoded impressions -> `expected_watch_time_s` and `logit`, float32 [num_impressions] each."""
+
+Nominate = Callable[[pa.Table], pa.Table]
+"""A day's impressions as they are stored -> the same with the columns that candidate generation adds."""
 
 EXCLUDED: Mapping[Exclude, tuple[str, ...]] = {
     "none": (),
@@ -159,7 +162,7 @@ def evaluate_retrieval(
     videos = encoder.vocabularies["video"] if corpus is None else corpus.ids
     inputs = [spec.name for spec in encoder.retrieval_features]
     columns = ["user_id", "video_id", "watched_at", "asked_at", *inputs, *EXCLUDED[exclude]]
-    for table in _tables(examples, columns, max_events):
+    for table in tables_of(examples, columns, max_events):
         arrays = encoder.encode_retrieval(table)
         labels = videos.lookup(table["video_id"])
         rows_of_labels.append(labels.astype(np.int64) - 1)
@@ -215,7 +218,7 @@ def evaluate_most_popular(
 ) -> RetrievalResult:
     """Rank every label of a day's retrieval examples by popularity; see `evaluate_retrieval`."""
     ranks, users, rows_of_labels = [], [], []
-    for table in _tables(examples, ["user_id", "video_id", "history", *EXCLUDED[exclude]]):
+    for table in tables_of(examples, ["user_id", "video_id", *EXCLUDED[exclude]]):
         place = popular.places(table["video_id"].combine_chunks())
         own = np.where(place > 0, place, metrics.UNRANKED)
         rows_of_labels.append(place - 1)
@@ -241,13 +244,6 @@ def excluded_lists(table: pa.Table, exclude: Exclude, examples: Path) -> list[pa
     Raises:
         InputError: the examples have no such columns.
     """
-    if (
-        exclude == "watched"
-        and "watched_before" not in table.column_names
-        and "history" in table.column_names
-    ):
-        # Examples of before these columns: the last completed watches are the best that they know.
-        table = table.append_column("watched_before", table["history"])
     missing = [name for name in EXCLUDED[exclude] if name not in table.column_names]
     if missing:
         raise InputError(
@@ -269,73 +265,16 @@ def _excluded(table: pa.Table, exclude: Exclude, videos: Vocabulary, examples: P
     return np.concatenate(bags, axis=1) if bags else None
 
 
-def evaluate_blend(
-    sources: Mapping[str, Retriever],
-    quotas: Mapping[str, int],
-    corpus: Corpus,
-    query_tower: QueryTower,
-    encoder: Encoder,
-    statistics: pa.Table,
-    examples: Path,
-    *,
-    exclude: Exclude = "none",
-    ks: tuple[int, ...] = (100, 200),
-    max_events: int | None = None,
-) -> dict[str, float]:
-    """How often what users went on to watch is among the candidates of all sources together, and of each alone.
-
-    Unlike ranks, the candidates of a blend have no order: it is for the ranker to make one.
+def evaluate_ranking(
+    ranker: Ranker, encoder: Encoder, examples: Path, nominate: Nominate | None = None
+) -> tuple[RankingResult, np.ndarray]:
+    """Score every impression of a day's ranking examples.
 
     Args:
-        sources: name -> source.
-        quotas: see `blend`; for each K in proportion.
-        corpus: the videos.
-        query_tower: makes the queries.
-        encoder: that belongs to them.
-        statistics: rows of `video_statistics` of the day of the examples.
-        examples: directory of the examples.
-        exclude: see `evaluate_retrieval`.
-        ks: numbers of candidates.
-        max_events: judge only so many, spread evenly over the day.
-
-    Returns:
-        blend_recall_at_K, and SOURCE_alone_recall_at_K of each source with a quota.
-    """
-    names = [name for name, quota in quotas.items() if quota > 0 and name in sources]
-    inputs = [spec.name for spec in encoder.retrieval_features]
-    columns = ["user_id", "video_id", "watched_at", "asked_at", *inputs, *EXCLUDED[exclude]]
-    hits: dict[str, list[np.ndarray]] = {}
-    for table in _tables(examples, columns, max_events):
-        labels = corpus.rows(table["video_id"])
-        at = asked_at_us(table)
-        arrays = encoder.encode_retrieval(table)
-        left_out = [
-            np.split(
-                corpus.rows(pc.list_flatten(column)), np.cumsum(pc.list_value_length(column).to_numpy())[:-1]
-            )
-            for column in excluded_lists(table, exclude, examples)
-        ]
-        days = requests_by_day(
-            corpus, statistics, at, arrays, encoder.retrieval_features, query_tower(arrays)
-        )
-        for some, requests in days:
-            excluded = [{int(row) for rows in left_out for row in rows[event]} - {-1} for event in some]
-            named = {name: sources[name].retrieve(requests, max(ks), excluded)[0] for name in names}
-            own = labels[some]
-            for k in ks:
-                for name, rows in named.items():
-                    found = (rows[:, :k] == own[:, None]).any(axis=1) & (own >= 0)
-                    hits.setdefault(f"{name}_alone_recall_at_{k}", []).append(found)
-                blended = [
-                    int(label) in blend({name: rows[event] for name, rows in named.items()}, quotas, k)
-                    for event, label in enumerate(own)
-                ]
-                hits.setdefault(f"blend_recall_at_{k}", []).append(np.array(blended, bool))
-    return {name: float(np.concatenate(found).mean()) for name, found in hits.items()}
-
-
-def evaluate_ranking(ranker: Ranker, encoder: Encoder, examples: Path) -> tuple[RankingResult, np.ndarray]:
-    """Score every impression of a day's ranking examples.
+        ranker: the model judged.
+        encoder: that belongs to it.
+        examples: directory of the examples, e.g. ranking_examples/gate.
+        nominate: adds the inputs that candidate generation makes, where the ranker has any.
 
     Returns:
         The result, scored by logit (expected watch time in the same order), and expected_watch_time_s
@@ -346,7 +285,9 @@ def evaluate_ranking(ranker: Ranker, encoder: Encoder, examples: Path) -> tuple[
     """
     inputs = [spec.name for spec in encoder.ranking_features]
     names = list(dict.fromkeys([*JUDGED, *inputs, *(OPENING + name for name in inputs)]))
-    day = pa.concat_tables(_tables(examples, names))
+    day = pa.concat_tables(tables_of(examples, names))
+    if nominate is not None and not set(inputs) <= set(day.column_names):
+        day = nominate(day)
     groups, kind = group_impressions(day, encoder.manifest["time_zone"])
     predicted = _in_parts(ranker, encoder.encode_ranking(day))
     scores = pair_scores = predicted["logit"]
@@ -425,7 +366,7 @@ def evaluate_past_watch_time(
         out=np.zeros(len(impressions)),
         where=impressions > 0,
     )
-    judged = pa.concat_tables(_tables(examples, list(JUDGED)))
+    judged = pa.concat_tables(tables_of(examples, list(JUDGED)))
     row = pc.index_in(judged["video_id"].combine_chunks(), value_set=table["video_id"].combine_chunks())
     row = pc.fill_null(row, len(mean)).to_numpy(zero_copy_only=False)
     scores = np.append(mean, 0.0)[row]
@@ -499,7 +440,8 @@ def _ranks_in_lists(
     return np.where(found > 0, found, metrics.UNRANKED)
 
 
-def _tables(examples: Path, columns: Sequence[str], max_rows: int | None = None) -> list[pa.Table]:
+def tables_of(examples: Path, columns: Sequence[str], max_rows: int | None = None) -> list[pa.Table]:
+    """Columns of a day's examples, those that there are, in pieces of a size that encodes well."""
     tables = []
     for table in read_examples(examples):
         if "surface" in columns and "surface" not in table.column_names:
@@ -544,7 +486,7 @@ def index_recall(
         InputError: there are no examples.
     """
     columns = ["video_id", *(spec.name for spec in encoder.retrieval_features)]
-    table = pa.concat_tables(_tables(examples, columns, queries))
+    table = pa.concat_tables(tables_of(examples, columns, queries))
     embedded = query_tower(encoder.encode_retrieval(table))
     k = min(k, len(candidates))
     exact, _ = ExactSearcher(candidates).search(embedded, k)

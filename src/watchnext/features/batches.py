@@ -29,6 +29,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 OPENING = "opening__"
 """Prefix of columns of ranking examples: a feature as of the first impression of its user, surface and day."""
 
+ADDED_INPUTS = "added_inputs.json"
+"""Ranking inputs beside those of the manifest, see `Encoder.with_inputs`."""
+
 PAGED_SHARE = 0.5
 """Logs know pages where at least this share of a day's impressions is not alone in its request."""
 
@@ -235,6 +238,26 @@ class Encoder:
             manifest,
             {entry.name: Vocabulary.load(entry) for entry in spaces},
             read_boundaries(directory / "quantiles.json"),
+        ).with_inputs(directory / ADDED_INPUTS)
+
+    def with_inputs(self, path: Path) -> "Encoder":
+        """This encoder with further ranking inputs, their vocabularies and quantiles; itself if there is no such file.
+
+        Inputs that candidate generation makes for the ranker are known only once it is trained.
+        """
+        if not path.is_file():
+            return self
+        added = json.loads(path.read_text(encoding="utf-8"))
+        vocabularies = {
+            space: Vocabulary(space, pa.array(tokens, pa.string()), np.ones(len(tokens), np.int64))
+            for space, tokens in added["vocabularies"].items()
+        }
+        quantiles = {name: np.asarray(values, np.float64) for name, values in added["quantiles"].items()}
+        specs = [*self.manifest["ranking_features"], *added["ranking_features"]]
+        return Encoder(
+            {**self.manifest, "ranking_features": specs},
+            {**self.vocabularies, **vocabularies},
+            {**self.quantiles, **quantiles},
         )
 
     def encode_retrieval(self, columns: Columns) -> Arrays:

@@ -398,6 +398,42 @@ def write_retrieval_examples(
     return rows
 
 
+def write_ranking_requests(
+    engine: Engine,
+    logs: Logs,
+    streams: Streams,
+    split: SplitDays,
+    inputs: Sequence[FeatureSpec],
+    features_dir: Path,
+    *,
+    part: int,
+) -> dict[str, int]:
+    """Store what the query tower would have been asked when impressions were shown: scores of impressions need it.
+
+    One row per user and instant of an impression: user_id, shown_at and the inputs as they are when serving, in
+    `ranking_requests/<split>`.
+
+    Returns:
+        ranking_requests_<split> -> rows.
+    """
+    impressions = logs.tables["impressions"]
+    points = impressions.select("user_id", "shown_at", "day", at=engine.microseconds(impressions.shown_at))
+    points = engine.materialize(points.distinct())
+    state = inputs_at(engine, logs.tables, streams, points.select("user_id", "at").distinct(), inputs)
+    added = [state[name] for name in state.columns if name not in ("user_id", "at")]
+    requests = points.inner_join(state, ["user_id", "at"]).select(points, *added)
+    requests = engine.materialize(requests.drop("at"))
+    return {
+        f"ranking_requests_{name}": engine.write(
+            requests.filter(requests.day.between(first, last)).drop("day"),
+            features_dir / "ranking_requests" / name,
+            sort_by=["shown_at", "user_id"],
+            part=part,
+        )
+        for name, (first, last) in day_ranges(split).items()
+    }
+
+
 def newest_label_at(engine: Engine, training: Mapping[str, ir.Table]) -> int:
     """Microseconds of the newest completed watch of the training days: the paper's t_max."""
     labels = retrieval_labels(engine, training)

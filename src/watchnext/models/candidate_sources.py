@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from watchnext.errors import InputError
-from watchnext.features.batches import FeatureSpec, Vocabulary
+from watchnext.features.batches import Encoder, FeatureSpec, Vocabulary
 
 TOWER = "tower"
 SOURCES = (TOWER, "co_watched", "popular", "channels", "fresh")
@@ -510,21 +510,20 @@ class Channels(PerRequest):
         """See `Retriever.score`: 0 for another channel; NaN for a video without one, and for users without watches."""
         popularity = requests.popularity
         channel = np.where(rows >= 0, self.corpus.channels[rows], -1)
-        # Channels of all requests' watches as one sorted list of keys, so that none is looked up by itself.
-        per_request = [self._shares(history) for history in requests.history]
+        # The channels of all requests' watches at once, as sorted keys: one by one they would take most of the time.
         base = len(popularity.channel_rate) + 1
-        keys = np.concatenate(
-            [number * base + channels for number, (channels, _) in enumerate(per_request)] + [[-1]]
-        ).astype(np.int64)
-        shares = np.concatenate([share for _, share in per_request] + [[0.0]])
-        order = np.argsort(keys, kind="stable")
-        keys, shares = keys[order], shares[order]
+        number, place = np.nonzero(requests.history > 0)
+        watched = self.corpus.channels[requests.history[number, place] - 1]
+        number, watched = number[watched >= 0], watched[watched >= 0]
+        keys, count = np.unique(number * base + watched, return_counts=True)
+        total_watches = np.bincount(number, minlength=len(requests))
+        shares = np.append(count / total_watches[keys // base], 0.0)
+        keys = np.append(keys, np.iinfo(np.int64).max)
         wanted = np.asarray(of, np.int64) * base + channel
         place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         share = np.where((keys[place] == wanted) & (channel >= 0), shares[place], 0.0)
         total = np.append(popularity.channel_rate, 1.0)[np.where(channel >= 0, channel, -1)]
-        some = np.array([len(channels) > 0 for channels, _ in per_request], bool)[of]
-        there = _there(self.corpus, requests, of, rows) & (channel >= 0) & some
+        there = _there(self.corpus, requests, of, rows) & (channel >= 0) & (total_watches[of] > 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             value = np.where(share > 0, share * popularity.rate[rows] / total, 0.0)
         return np.where(there, np.nan_to_num(value), np.nan).astype(np.float32)
@@ -611,6 +610,14 @@ class Tower:
         return scores
 
 
+def read_corpus(encoder: Encoder, features: Path) -> Corpus:
+    """The corpus of the vocabulary of an encoder and the table `videos` in a folder of features."""
+    return Corpus(
+        encoder.vocabularies["video"],
+        _read_table(features / "videos", ["video_id", "channel_id", "uploaded_at"]),
+    )
+
+
 def load_sources(corpus: Corpus, tower: Tower, tables: Path) -> dict[str, Retriever]:
     """Every source by its name, in the order of SOURCES.
 
@@ -626,39 +633,65 @@ def load_sources(corpus: Corpus, tower: Tower, tables: Path) -> dict[str, Retrie
     return found | {one.name: one for one in (Popular(corpus), Channels(corpus), Fresh(corpus))}
 
 
-def read_completed(
-    tables: Path, corpus: Corpus, ended_before: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Completed watches that had ended before an instant, with those from before the logs, in order.
+@dataclass(frozen=True)
+class CompletedWatches:
+    """Completed watches in the order in which they ended, those from before the logs first.
 
-    Args:
-        tables: validated tables.
-        corpus: the videos.
-        ended_before: microseconds; a watch that ended then or later is left out.
-
-    Returns:
-        users int64 [num_watches], a number per user, and rows int64 [num_watches] of the corpus.
+    Attributes:
+        user_ids: [num_users] user number -> id.
+        users: int64 [num_watches] user numbers.
+        rows: int64 [num_watches] rows of the corpus; -1: not in it.
+        began: int64 [num_watches] microseconds; the smallest integer for those from before the logs.
+        ended: int64 [num_watches] microseconds: when it was known that the watch was completed.
     """
-    watches = _read_table(
-        tables / "watches", ["user_id", "video_id", "watched_at", "watch_time_s", "completed"]
-    )
-    watches = watches.filter(watches["completed"])
-    began = watches["watched_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
-    lasted_s = pc.fill_null(watches["watch_time_s"], 0.0).to_numpy()
-    ended = began + np.floor(lasted_s * 1_000_000.0 + 0.5).astype(np.int64)
-    order = np.argsort(ended, kind="stable")
-    order = order[ended[order] < ended_before]
-    parts = [watches.select(["user_id", "video_id"]).take(order)]
-    if any((tables / "history").glob("part-*.parquet")):
-        earlier = _read_table(tables / "history", ["user_id", "video_id", "position", "completed"])
-        earlier = earlier.sort_by("position")
-        if "completed" in earlier.column_names:
-            earlier = earlier.filter(earlier["completed"])
-        parts.insert(0, earlier.select(["user_id", "video_id"]))
-    both = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
-    users = pc.dictionary_encode(both["user_id"]).combine_chunks()
-    users = users.chunk(0) if isinstance(users, pa.ChunkedArray) else users
-    return users.indices.to_numpy().astype(np.int64), corpus.rows(both["video_id"])
+
+    user_ids: pa.Array
+    users: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    began: npt.NDArray[np.int64]
+    ended: npt.NDArray[np.int64]
+
+    @classmethod
+    def read(cls, tables: Path, corpus: Corpus) -> "CompletedWatches":
+        """Read them from the validated tables.
+
+        Raises:
+            InputError: there is no table `watches`.
+        """
+        columns = ["user_id", "video_id", "watched_at", "watch_time_s", "completed"]
+        watches = _read_table(tables / "watches", columns)
+        watches = watches.filter(watches["completed"])
+        began = watches["watched_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+        lasted_s = pc.fill_null(watches["watch_time_s"], 0.0).to_numpy()
+        ended = began + np.floor(lasted_s * 1_000_000.0 + 0.5).astype(np.int64)
+        order = np.argsort(ended, kind="stable")
+        parts = [watches.select(["user_id", "video_id"]).take(order)]
+        began, ended = began[order], ended[order]
+        if any((tables / "history").glob("part-*.parquet")):
+            earlier = _read_table(tables / "history", ["user_id", "video_id", "position", "completed"])
+            earlier = earlier.sort_by("position")
+            if "completed" in earlier.column_names:
+                earlier = earlier.filter(earlier["completed"])
+            parts.insert(0, earlier.select(["user_id", "video_id"]))
+            before = np.full(earlier.num_rows, _ALWAYS)
+            began, ended = np.concatenate([before, began]), np.concatenate([before, ended])
+        both = pa.concat_tables(parts, promote_options="permissive")
+        users = both["user_id"].combine_chunks().dictionary_encode()
+        users = users.combine_chunks() if isinstance(users, pa.ChunkedArray) else users
+        return cls(
+            users.dictionary,
+            users.indices.to_numpy().astype(np.int64),
+            corpus.rows(both["video_id"]),
+            began,
+            ended,
+        )
+
+    def before(self, instant: int) -> "CompletedWatches":
+        """Those that had ended before an instant, in microseconds."""
+        known = self.ended < instant
+        return CompletedWatches(
+            self.user_ids, self.users[known], self.rows[known], self.began[known], self.ended[known]
+        )
 
 
 def _read_table(directory: Path, columns: Sequence[str]) -> pa.Table:
@@ -711,6 +744,8 @@ def _last_distinct(history: npt.NDArray[np.int32]) -> Ints:
 
 
 def _allowed(rows: Ints, banned: Collection[int]) -> npt.NDArray[np.bool_]:
+    if not banned:
+        return np.ones(len(rows), bool)
     return ~np.isin(rows, np.fromiter(banned, np.int64, len(banned)))
 
 

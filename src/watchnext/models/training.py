@@ -4,7 +4,7 @@ and the stop at NaN."""
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +48,22 @@ def start(seed: int, *, deterministic: bool) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def encode_all(examples: Path, encode: Callable[[pa.Table], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def encode_all(
+    examples: Path,
+    encode: Callable[[pa.Table], dict[str, np.ndarray]],
+    through: Callable[[Iterator[pa.Table]], Iterator[pa.Table]] = iter,
+) -> dict[str, np.ndarray]:
     """All examples of a split as arrays.
 
     Args:
         examples: directory of the split.
         encode: a method of an Encoder.
+        through: what the tables go through before, e.g. to get further columns.
 
     Raises:
         InputError: there are no examples.
     """
-    parts = [encode(table) for table in read_examples(examples)]
+    parts = [encode(table) for table in through(read_examples(examples))]
     if not parts:
         raise no_examples(str(examples))
     if len(parts) == 1:

@@ -43,6 +43,7 @@ from watchnext.models.candidate_sources import (
     load_sources,
     utc_day,
 )
+from watchnext.models.nominations import nominated_inputs, nominations
 
 MAX_SLATE = 500
 
@@ -250,16 +251,35 @@ class Recommender:
         statistics: VideoStatistics | None = None,
     ) -> npt.NDArray[np.float64]:
         """Expected watch time in seconds of each of `video_ids`, [N], for this user at this request."""
+        statistics = statistics if statistics is not None else self.statistics
+        nominated = nominated_inputs(self.encoder)
         columns = evaluate_request(
-            features_named([spec.name for spec in self.encoder.ranking_features]),
+            features_named(
+                [spec.name for spec in self.encoder.ranking_features if spec.name not in nominated]
+            ),
             user,
             request,
             [self.videos.facts(video_id) for video_id in video_ids],
-            statistics if statistics is not None else self.statistics,
+            statistics,
         )
+        if nominated:
+            columns |= self.nominations(user, request, video_ids, statistics)
         arrays = self.encoder.encode_ranking(columns)
         inputs = {name: _repeated(array, len(video_ids)) for name, array in arrays.items()}
         return self.ranker(inputs)["expected_watch_time_s"].astype(np.float64)
+
+    def nominations(
+        self,
+        user: UserHistory,
+        request: RequestContext,
+        video_ids: Sequence[Id],
+        statistics: VideoStatistics,
+    ) -> dict[str, pa.Array]:
+        """What this bundle's sources say of `video_ids`: inputs of the ranker, [N] each."""
+        asked = self.requests(user, request, statistics)
+        rows = self.corpus.rows(_ids(video_ids, self.corpus))
+        of = np.zeros(len(rows), np.int64)
+        return nominations(self.sources, self.bundle.recommend["sources"], asked, of, rows, self.corpus.known)
 
     def embed(self, user: UserHistory, request: RequestContext) -> npt.NDArray[np.float32]:
         """The query embedding of a user at a request, float32 [1, D]."""

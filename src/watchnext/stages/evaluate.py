@@ -14,6 +14,7 @@ class Params(Section):
 
     largest_k: int = Field(default=200, ge=2)
     blend_events: int = Field(default=5_000, ge=1)
+    drift_impressions: int = Field(default=20_000, ge=2)
 
 
 def evaluate(
@@ -34,20 +35,20 @@ def evaluate(
     import datetime
 
     import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from watchnext.evaluation import metrics, offline
+    from watchnext.evaluation.candidates import evaluate_blend, nominated_by, score_drift, stored_scorer
     from watchnext.evaluation.plots import plot_recall_by_k, plot_reliability
-    from watchnext.features.batches import Encoder
+    from watchnext.features.batches import ADDED_INPUTS, Encoder
     from watchnext.index.scann import ScannSearcher
-    from watchnext.models.candidate_sources import Corpus, MostPopular, Tower, load_sources, read_videos
+    from watchnext.models import nominations
+    from watchnext.models.candidate_sources import Corpus, MostPopular, read_videos
     from watchnext.models.new_videos import is_late, trained_until_us
     from watchnext.models.ranking import load_ranker
     from watchnext.models.retrieval import load_query_tower
 
     out_report.mkdir(parents=True, exist_ok=True)
-    encoder = Encoder.load(features)
+    encoder = Encoder.load(features).with_inputs(sources / ADDED_INPUTS)
     gate = encoder.manifest["days"]["gate"]
     if not gate:
         say("evaluate: the logs have too few days for a gate day; nothing is judged")
@@ -74,24 +75,26 @@ def evaluate(
         MostPopular.from_statistics(features / "video_statistics", day), events, exclude=exclude
     )
 
-    parts = sorted((features / "video_statistics").glob("part-*.parquet"))
-    statistics = pa.concat_tables([pq.read_table(part, filters=[("day", "=", day)]) for part in parts])
-    with pa.memory_map(str(index / "rows.arrow")) as opened:
-        indexed_rows = corpus.rows(pa.ipc.open_file(opened).read_all()["video_id"])
-    blended = offline.evaluate_blend(
-        load_sources(corpus, Tower(corpus, searcher.search, candidates, indexed_rows), sources / "tables"),
-        recommend.sources.model_dump(),
-        corpus,
-        tower,
-        encoder,
-        statistics,
+    quotas = recommend.sources.model_dump()
+    scorer = stored_scorer(encoder, corpus, quotas, retrieval, index, sources / "tables")
+    blended = evaluate_blend(
+        scorer,
+        nominations.statistics_of(features / "video_statistics", day),
         events,
         exclude=exclude,
         max_events=params.blend_events,
     )
 
     impressions = features / "ranking_examples" / "gate"
-    result, expected_s = offline.evaluate_ranking(load_ranker(ranking / "ranker"), encoder, impressions)
+    result, expected_s = offline.evaluate_ranking(
+        load_ranker(ranking / "ranker"), encoder, impressions, nominated_by(scorer, features, "gate")
+    )
+    blocks = json.loads((sources / "manifest.json").read_text(encoding="utf-8"))["blocks"]
+    drift = (
+        score_drift(scorer, features, sources / "scores" / "training", blocks[-1], params.drift_impressions)
+        if blocks
+        else {}
+    )
     past = offline.evaluate_past_watch_time(
         features / "video_statistics", day, impressions, encoder.manifest["time_zone"]
     )
@@ -125,6 +128,7 @@ def evaluate(
             if name.startswith("recall")
         },
         **blended,
+        **drift,
         "index_recall_at_100": offline.index_recall(tower, searcher, candidates, encoder, events, 100),
         "impressions": len(result.scores),
         "pair_group": result.group_kind,

@@ -112,6 +112,12 @@ def featurize(
                             part=part,
                         )
                     )
+                with opened.scope():
+                    rows.update(
+                        retrieval_examples.write_ranking_requests(
+                            opened, own, streams, split, inputs, out_features, part=part
+                        )
+                    )
                 rows.update(
                     ranking_features.write_ranking_examples(
                         opened, own, streams, split, features, out_features, pageless=pageless, part=part

@@ -28,6 +28,7 @@ def train_ranking(
     training: TrainingParams,
     seed: int,
     features: Path,
+    sources: Path,
     out_model: Path,
     out_report: Path,
     checkpoints: Path | None = None,
@@ -39,17 +40,29 @@ def train_ranking(
     Raises:
         InputError: there are no training examples, nothing was clicked, or training diverged.
     """
+    from collections.abc import Iterator
+    from functools import partial
+
+    import pyarrow as pa
+
     from watchnext.evaluation import metrics, offline
     from watchnext.evaluation.plots import plot_curves
-    from watchnext.features.batches import Encoder
-    from watchnext.models import ranking
+    from watchnext.features.batches import ADDED_INPUTS, Encoder
+    from watchnext.models import nominations, ranking
     from watchnext.models import training as fitting
     from watchnext.models.checkpoints import Checkpoints
 
     out_model.mkdir(parents=True)
     out_report.mkdir(parents=True, exist_ok=True)
-    encoder = Encoder.load(features)
-    examples = fitting.encode_all(features / "ranking_examples" / "training", encoder.encode_ranking)
+    encoder = Encoder.load(features).with_inputs(sources / ADDED_INPUTS)
+
+    def scored(split: str, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        nominated = nominations.nominated_inputs(encoder)
+        return nominations.joined(sources / "scores" / split, tables) if nominated else tables
+
+    examples = fitting.encode_all(
+        features / "ranking_examples" / "training", encoder.encode_ranking, partial(scored, "training")
+    )
     has_tuning_day = encoder.manifest["days"]["tuning"] is not None
     if not has_tuning_day:
         say("train_ranking: there is no tuning day; the last epoch is kept")
@@ -61,6 +74,7 @@ def train_ranking(
             lambda arrays: ranking.predict(model.tower, arrays),
             encoder,
             features / "ranking_examples" / "tuning",
+            lambda day: next(scored("tuning", iter([day]))),
         )
         loss = metrics.weighted_log_loss(
             result.scores, result.clicked, result.watch_time_s, unit_s=params.unit_s, cap_s=params.cap_s
@@ -84,6 +98,7 @@ def train_ranking(
                 "training": training.model_dump(exclude={"checkpoint_every_s"}),
                 "seed": seed,
                 "features": encoder.manifest,
+                "sources": json.loads((sources / "manifest.json").read_text(encoding="utf-8")),
             },
             examples=examples,
             every_s=training.checkpoint_every_s,

@@ -149,3 +149,13 @@ def test_calibration_by_hand():
     ratios = metrics.calibration_ratios(predicted, clicked, time)
     assert ratios["calibration"] == pytest.approx((73 / 4) / (64 / 4))
     assert ratios["odds_calibration"] == pytest.approx((73 / 4) / (64 / 2))
+
+
+def test_rank_correlation_is_spearmans_with_ties_at_their_mean_rank():
+    """By hand: ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4 have covariance 4.5 / 4 and variances 4.5 / 4 and 5 / 4."""
+    first, second = np.array([1.0, 7.0, 7.0, 9.0]), np.array([0.1, 0.2, 0.3, 40.0])
+    assert metrics.rank_correlation(first, second) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert metrics.rank_correlation(second, np.exp(second)) == pytest.approx(1.0)
+    assert metrics.rank_correlation(second, -second) == pytest.approx(-1.0)
+    assert np.isnan(metrics.rank_correlation(first, np.ones(4)))
+    assert np.isnan(metrics.rank_correlation(first[:1], second[:1]))

@@ -88,6 +88,7 @@ def test_it_leaves_what_later_stages_read(rows: Rows, featurized: tuple[Path, di
         "manifest.json",
         "quantiles.json",
         "ranking_examples",
+        "ranking_requests",
         "retrieval_examples",
         "video_statistics",
         "videos",
@@ -176,7 +177,8 @@ def test_buckets_of_users_change_nothing_but_the_parts(
     assert found.keys() == expected.keys()
     for name, table in expected.items():
         # Examples come bucket by bucket, in order within each; the other tables know no buckets.
-        keys = ("shown_at", "watched_at", "request_id", "user_id", "video_id") if "examples" in name else ()
+        of_users = "examples" in name or "requests" in name
+        keys = ("shown_at", "watched_at", "request_id", "user_id", "video_id") if of_users else ()
         order = [(key, "ascending") for key in keys if key in table.column_names]
         assert_equal_rows(
             found[name].sort_by(order) if order else found[name],
@@ -200,7 +202,7 @@ def test_spark_gives_the_same_rows(rows: Rows, tmp_path: Path) -> None:
     assert metrics == run(rows, tmp_path / "duckdb")
     expected, found = tables(tmp_path / "duckdb" / "features"), tables(tmp_path / "spark" / "features")
     assert found.keys() == expected.keys()
-    assert len(found) == 2 + 8 + 10
+    assert len(found) == 2 + 12 + 10
     for name, table in expected.items():
         assert_equal_rows(found[name], table, name)
     for name in ("manifest.json", "quantiles.json"):

@@ -34,10 +34,11 @@ def made(world_tables, world_features, tmp_path_factory):
             IndexParams(), 1, root / "retrieval", world_features, root / "index", root / "reports" / "build_index"
         ),
         "nominate": nominate(
-            NominateParams(), world_tables, world_features, root / "sources", root / "reports" / "nominate"
+            NominateParams(), RecommendParams(), TrainingParams(), 1, world_tables, world_features,
+            root / "retrieval", root / "index", root / "sources", root / "reports" / "nominate",
         ),
         "train_ranking": train_ranking(
-            RankingParams(epochs=2, hidden_units=[8]), TrainingParams(), 1, world_features,
+            RankingParams(epochs=2, hidden_units=[8]), TrainingParams(), 1, world_features, root / "sources",
             root / "ranking", root / "reports" / "train_ranking",
         ),
         "evaluate": evaluate(

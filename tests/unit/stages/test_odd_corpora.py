@@ -45,9 +45,12 @@ def through_all_stages(root, tables, cap):
         "build_index": build_index(
             IndexParams(), 1, root / "retrieval", features, root / "index", root / "report" / "i"
         ),
-        "nominate": nominate(NominateParams(), tables, features, root / "sources", root / "report" / "n"),
+        "nominate": nominate(
+            NominateParams(block_epochs=1), RecommendParams(), TrainingParams(), 1, tables, features,
+            root / "retrieval", root / "index", root / "sources", root / "report" / "n",
+        ),
         "train_ranking": train_ranking(
-            RankingParams(epochs=1, hidden_units=[4]), TrainingParams(), 1, features,
+            RankingParams(epochs=1, hidden_units=[4]), TrainingParams(), 1, features, root / "sources",
             root / "ranking", root / "report" / "k",
         ),
         "evaluate": evaluate(

@@ -1,0 +1,153 @@
+"""Models that score the impressions of a block of training days and were fitted on the days before it.
+
+A ranker that is trained on scores of a model that has seen the outcome learns to trust them too much: the video that was
+watched is a label of that model, and one of the user's co-watched pairs. So each block has a retrieval model of its own,
+of the same recipe, and a co-watch table of its own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from watchnext.features.batches import Encoder, read_examples
+from watchnext.models import retrieval
+from watchnext.models.candidate_sources import (
+    TOWER,
+    Channels,
+    CompletedWatches,
+    Corpus,
+    Fresh,
+    Popular,
+    Search,
+    Tower,
+    fit_co_watched,
+)
+from watchnext.models.nominations import Scorer
+
+_ALWAYS = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True)
+class DatedExamples:
+    """Training examples of candidate generation, and when each became known.
+
+    Attributes:
+        arrays: what `Encoder.encode_retrieval` makes of them.
+        known_at: int64 [num_examples] microseconds; the end of the watch that is the label.
+    """
+
+    arrays: Mapping[str, npt.NDArray[Any]]
+    known_at: npt.NDArray[np.int64]
+
+    @classmethod
+    def read(cls, directory: Path, encoder: Encoder, watches: CompletedWatches) -> "DatedExamples":
+        """Read the examples of a split; a label that is none of `watches` counts as known when it began."""
+        parts, keys = [], []
+        for table in read_examples(directory):
+            parts.append(encoder.encode_retrieval(table))
+            users = pc.index_in(table["user_id"], value_set=watches.user_ids.cast(table["user_id"].type))
+            began = table["watched_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+            keys.append(
+                [
+                    pc.fill_null(users, -1).to_numpy(),
+                    parts[-1]["label"].astype(np.int64) - 1,
+                    pc.fill_null(began, _ALWAYS).to_numpy(),
+                ]
+            )
+        columns = [np.concatenate(column) for column in zip(*keys, strict=True)]
+        ends = pd.Series(
+            watches.ended, pd.MultiIndex.from_arrays([watches.users, watches.rows, watches.began])
+        )
+        ends = ends[~ends.index.duplicated(keep="last")]
+        place = ends.index.get_indexer(pd.MultiIndex.from_arrays(columns))
+        known_at = np.where(place >= 0, ends.to_numpy()[place], columns[2])
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return cls(arrays, known_at)
+
+    def before(self, instant: int) -> dict[str, npt.NDArray[Any]]:
+        """Those known before an instant, in microseconds, as if that were the end of the logs."""
+        some = np.flatnonzero(self.known_at < instant)
+        arrays = {name: array[some] for name, array in self.arrays.items()}
+        if retrieval.EXAMPLE_AGE in arrays and len(some):
+            # Ages count back from the newest label; that is another one now.
+            arrays[retrieval.EXAMPLE_AGE] = (
+                arrays[retrieval.EXAMPLE_AGE] - arrays[retrieval.EXAMPLE_AGE].min()
+            )
+        return arrays
+
+
+def fit_before(
+    instant: int,
+    *,
+    examples: DatedExamples,
+    watches: CompletedWatches,
+    corpus: Corpus,
+    encoder: Encoder,
+    trained: Mapping[str, Any],
+    co_watch: Mapping[str, Any],
+    quotas: Mapping[str, int],
+    search_of: Callable[[npt.NDArray[np.float32]], Search],
+    seed: int,
+    where: str,
+) -> Scorer | None:
+    """Candidate generation as it could have been fitted at an instant.
+
+    Videos that nobody had completed by then have no score of the tower, as videos outside the vocabulary have none of the
+    model that is served.
+
+    Args:
+        instant: microseconds.
+        examples: of training.
+        watches: all completed watches of the logs.
+        corpus: the videos.
+        encoder: of these features.
+        trained: manifest of the retrieval model: its `inputs` and its `params`, the recipe.
+        co_watch: keyword arguments of `fit_co_watched`.
+        quotas: how many each source names.
+        search_of: candidate embeddings -> search over them.
+        seed: of the run.
+        where: named in errors and progress.
+
+    Returns:
+        None where nothing was known by then.
+    """
+    arrays = examples.before(instant)
+    if len(arrays["label"]) == 0:
+        return None
+    recipe = {
+        name: value for name, value in trained["params"].items() if name not in ("inputs", "tuning_events")
+    }
+    model, _ = retrieval.train(
+        arrays,
+        [spec for spec in encoder.retrieval_features if spec.name in trained["inputs"]],
+        vocabulary_sizes=encoder.sizes,
+        seed=seed,
+        evaluate=lambda _: {},
+        where=where,
+        **recipe,
+    )
+    embeddings = model.candidate_embeddings.numpy()
+    known = watches.before(instant)
+    seen = np.zeros(len(embeddings), bool)
+    seen[known.rows[(known.rows >= 0) & (known.rows < len(seen))]] = True
+    tower = Tower(corpus, search_of(embeddings), embeddings, seen=seen)
+    beside = (
+        fit_co_watched(corpus, known.users, known.rows, **co_watch),
+        Popular(corpus),
+        Channels(corpus),
+        Fresh(corpus),
+    )
+    return Scorer(
+        {TOWER: tower, **{one.name: one for one in beside}},
+        quotas,
+        corpus,
+        encoder,
+        lambda encoded: retrieval.embed_queries(model.query_tower, encoded),
+    )
