@@ -7,7 +7,7 @@ number of examples per user keeps the most active users from ruling the loss.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ibis
 import ibis.expr.types as ir
@@ -191,7 +191,24 @@ def retrieval_labels(engine: Engine, tables: Mapping[str, ir.Table]) -> ir.Table
     )
 
 
-def choose_training(labels: ir.Table, known: ir.Table, seed: int, examples_per_user: int) -> ir.Table:
+Labels = Literal["all", "recommended"]
+"""Which completed watches are labels of training: all, or those that recommendations led to."""
+
+
+def recommended(engine: Engine, labels: ir.Table, streams: Streams) -> ir.Table:
+    """The labels that a recommendation led to, for the study of what such labels lose (paper, section 3.4).
+
+    With an origin that is any but UNRECOMMENDED_ORIGINS; without one, if the video was clicked by the user at most
+    REQUEST_LASTS_S before.
+    """
+    rows = _with_last_click(engine, labels, streams)
+    was_clicked = rows.clicked.notnull() & _is_recent(rows, rows.clicked)
+    if "origin" in rows.columns:
+        was_clicked = rows.origin.notin(UNRECOMMENDED_ORIGINS).fill_null(was_clicked)
+    return rows.filter(was_clicked).select(labels.columns)
+
+
+def choose_training(labels: ir.Table, known: ir.Table, seed: int, examples_per_user: int | None) -> ir.Table:
     """At most `examples_per_user` labels of each user, among those whose video is in the vocabulary.
 
     Which ones is decided by the md5 of seed, user, instant and video, which is the same on every engine and does
@@ -201,9 +218,11 @@ def choose_training(labels: ir.Table, known: ir.Table, seed: int, examples_per_u
         labels: see `retrieval_labels`, of training days.
         known: vocabulary of the space `video`.
         seed: of the run.
-        examples_per_user: at most so many.
+        examples_per_user: at most so many; None: all.
     """
     inside = labels.semi_join(known, labels.video_id == known.token)
+    if examples_per_user is None:
+        return inside
     text = ibis.literal(f"{seed}|")
     for name in ("user_id", "at", "video_id"):
         text = text + inside[name].cast("string") + "|"
@@ -316,19 +335,26 @@ def with_asked_at(engine: Engine, labels: ir.Table, streams: Streams) -> ir.Tabl
     comes from the last impression of its video at or before it, if that was clicked, is not older than
     REQUEST_LASTS_S, and the watch's origin is none of UNRECOMMENDED_ORIGINS. For all others it is when they began.
     """
+    rows = _with_last_click(engine, labels, streams)
+    is_recommended = (rows.shown == rows.clicked) & _is_recent(rows, rows.shown)
+    if "origin" in rows.columns:
+        is_recommended = is_recommended & rows.origin.notin(UNRECOMMENDED_ORIGINS).fill_null(True)
+    asked = is_recommended.fill_null(False).ifelse(rows.shown, rows["at"])
+    return rows.mutate(asked=asked).drop("shown", "clicked")
+
+
+def _with_last_click(engine: Engine, labels: ir.Table, streams: Streams) -> ir.Table:
+    """Add when the label's video was last `shown` to its user, and last `clicked`, at or before the watch: microseconds."""
     pair = ("user_id", "video_id")
     shown, clicked = AsOf("impressions", "last_at", pair), AsOf("clicks", "last_at", pair)
     points = labels.select(*pair, at=labels["at"] + 1).distinct()  # A page shown at this very instant counts.
     last = as_of(engine, points, streams, [shown, clicked])
     last = last.select(*pair, at=last["at"] - 1, shown=last[shown.column], clicked=last[clicked.column])
-    rows = labels.left_join(last, [*pair, "at"]).select(labels, last.shown, last.clicked)
-    is_recommended = (rows.shown == rows.clicked) & (
-        rows.shown >= rows["at"] - int(REQUEST_LASTS_S * 1_000_000)
-    )
-    if "origin" in rows.columns:
-        is_recommended = is_recommended & rows.origin.notin(UNRECOMMENDED_ORIGINS).fill_null(True)
-    asked = is_recommended.fill_null(False).ifelse(rows.shown, rows["at"])
-    return rows.mutate(asked=asked).drop("shown", "clicked")
+    return labels.left_join(last, [*pair, "at"]).select(labels, last.shown, last.clicked)
+
+
+def _is_recent(labels: ir.Table, event_at: ir.Value) -> ir.Value:
+    return event_at >= labels["at"] - int(REQUEST_LASTS_S * 1_000_000)
 
 
 def with_example_age(examples: ir.Table, newest_at: int | None) -> ir.Table:
@@ -355,7 +381,8 @@ def write_retrieval_examples(
     *,
     newest_at: int,
     seed: int,
-    examples_per_user: int,
+    examples_per_user: int | None,
+    which_labels: Labels = "all",
     part: int,
 ) -> dict[str, int]:
     """Store the examples of some users as part `part` of every split.
@@ -369,7 +396,8 @@ def write_retrieval_examples(
         features_dir: holds `vocabularies/video`, gets `retrieval_examples/<split>`.
         newest_at: microseconds of the newest completed watch of all users in training.
         seed: of the run.
-        examples_per_user: of training.
+        examples_per_user: of training; None: all of them.
+        which_labels: of training.
         part: number of these users' bucket.
 
     Returns:
@@ -379,7 +407,10 @@ def write_retrieval_examples(
     labels = retrieval_labels(engine, logs.tables)
     known = engine.read(features_dir / "vocabularies" / "video")
     first, last = ranges["training"]
-    chosen = choose_training(labels.filter(labels.day.between(first, last)), known, seed, examples_per_user)
+    trainable = labels.filter(labels.day.between(first, last))
+    if which_labels == "recommended":
+        trainable = recommended(engine, trainable, streams)
+    chosen = choose_training(trainable, known, seed, examples_per_user)
     held_out = labels.filter(
         labels.day.isin([day for name, (day, _) in ranges.items() if name != "training"])
     )
@@ -438,6 +469,17 @@ def newest_label_at(engine: Engine, training: Mapping[str, ir.Table]) -> int:
     """Microseconds of the newest completed watch of the training days: the paper's t_max."""
     labels = retrieval_labels(engine, training)
     return int(labels["at"].max().execute())
+
+
+def document() -> str:
+    """The declarations as a table in Markdown: what `docs/features.md` shows."""
+    lines = ["| input | kind | id space | what it is | needs |", "|---|---|---|---|---|"]
+    for one in (*INPUTS, user_input("<column>")):
+        spec = one.spec
+        kind = f"bag, {spec.length}" if spec.length else spec.kind
+        space = f"`{spec.space}`" if spec.space else ""
+        lines.append(f"| `{spec.name}` | {kind} | {space} | {one.meaning} | `{one.needs}` |")
+    return "\n".join(lines) + "\n"
 
 
 def request_columns(user: UserHistory, request: RequestContext, inputs: Sequence[str]) -> dict[str, pa.Array]:

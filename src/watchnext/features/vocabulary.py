@@ -128,7 +128,7 @@ def user_spaces(
             .to_pylist()[0]
         )
         if not 2 <= found["values"] <= most_values:
-            left_out[column] = f"{found['values']} different values"
+            left_out[column] = "one value" if found["values"] == 1 else f"{found['values']} different values"
         elif found["dates"] == found["known"]:
             left_out[column] = "dates"
         else:

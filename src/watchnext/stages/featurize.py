@@ -35,7 +35,8 @@ class Params(Section):
     """Section `featurize` of params.yaml."""
 
     vocabulary_sizes: VocabularySizes = VocabularySizes()
-    examples_per_user: int = Field(default=50, ge=1)
+    labels: retrieval_examples.Labels = "all"
+    examples_per_user: int | None = Field(default=50, ge=1)
     quantile_boundaries: int = Field(default=256, ge=2)
     events_per_bucket: int = Field(default=3_000_000, ge=1)
 
@@ -109,6 +110,7 @@ def featurize(
                             newest_at=newest_at,
                             seed=seed,
                             examples_per_user=params.examples_per_user,
+                            which_labels=params.labels,
                             part=part,
                         )
                     )

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from watchnext.errors import InputError
-from watchnext.features.batches import Encoder, FeatureSpec, Vocabulary, pad, read_examples
+from watchnext.features.batches import Encoder, FeatureSpec, Vocabulary, pad, read_examples, stable_hash
 
 
 def vocabulary(*tokens: int | str) -> Vocabulary:
@@ -95,6 +95,43 @@ def test_encoder_makes_the_inputs_of_both_models(features_dir: Path) -> None:
     )
     np.testing.assert_array_equal(ranking["x"], np.array([2.5, np.nan], dtype=np.float32))
     np.testing.assert_array_equal(ranking["clicked"], np.array([1.0, 0.0], dtype=np.float32))
+
+
+def test_numbers_in_the_unit_interval_and_users_are_encoded() -> None:
+    """Gender by its place in the vocabulary, what is unknown as NaN, a number outside as the nearest bound."""
+    specs = [FeatureSpec("gender", "unit", "gender"), FeatureSpec("age", "unit")]
+    manifest = {"retrieval_features": [vars(spec) for spec in specs], "ranking_features": []}
+    genders = Vocabulary("gender", pa.array(["f", "m", "x"]), np.array([5, 4, 1]))
+    table = pa.table(
+        {
+            "gender": ["m", None, "?", "f", "x"],
+            "age": [0.5, None, 1.5, -0.5, 0.0],
+            "user_id": ["a", "b", "a", "ü", "b"],
+        }
+    )
+    arrays = Encoder(manifest, {"gender": genders}, {}).encode_retrieval(table)
+    np.testing.assert_array_equal(arrays["gender"], np.float32([0.5, np.nan, np.nan, 0.0, 1.0]))
+    np.testing.assert_array_equal(arrays["age"], np.float32([0.5, np.nan, 1.0, 0.0, 0.0]))
+    assert arrays["gender"].dtype == arrays["age"].dtype == np.float32
+    user = arrays["user"]
+    assert user.dtype == np.int64
+    assert (user[0], user[1]) == (user[2], user[4])
+    assert len({user[0], user[1], user[3]}) == 3
+    one = Encoder(manifest, {"gender": Vocabulary("gender", pa.array(["f"]), np.array([1]))}, {})
+    np.testing.assert_array_equal(
+        one.encode_retrieval(table)["gender"], np.float32([np.nan, np.nan, np.nan, 0.0, np.nan])
+    )
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_users_are_numbered_alike_wherever_they_stand(chunked: bool) -> None:
+    """Integers as they are; strings by a hash that neither the order nor the rest of the column moves."""
+    integers = pa.array([7, -1, 7])
+    np.testing.assert_array_equal(stable_hash(integers), [7, -1, 7])
+    strings = pa.chunked_array([["x"], ["y", "x"]]) if chunked else pa.array(["x", "y", "x"])
+    np.testing.assert_array_equal(stable_hash(strings)[[0, 1]], stable_hash(pa.array(["y", "x"]))[[1, 0]])
+    # md5("x") begins with 9d d4 e4 61 26 8c 80 34, least significant byte first.
+    assert stable_hash(pa.array(["x"]))[0] == 0x34808C2661E4D49D
 
 
 def test_the_query_side_of_a_request_is_repeated_for_its_videos(features_dir: Path) -> None:

@@ -19,6 +19,8 @@ from watchnext.features.ranking_features import RequestContext
 from watchnext.features.retrieval_examples import (
     INPUTS,
     choose_training,
+    document,
+    recommended,
     request_columns,
     retrieval_examples,
     retrieval_labels,
@@ -211,7 +213,7 @@ def test_training_keeps_at_most_so_many_of_a_user(engine: Engine, tmp_path: Path
     pq.write_table(pa.table({"token": [100, 101, 102, 103]}), tmp_path / "known" / "part-00000.parquet")
     known = engine.read(tmp_path / "known")
 
-    def chosen(seed: int, most: int) -> set[tuple[Any, ...]]:
+    def chosen(seed: int, most: int | None) -> set[tuple[Any, ...]]:
         table = choose_training(labels, known, seed, most).to_pyarrow()
         return {(row["user_id"], row["video_id"], row["at"]) for row in table.to_pylist()}
 
@@ -224,6 +226,49 @@ def test_training_keeps_at_most_so_many_of_a_user(engine: Engine, tmp_path: Path
     assert chosen(1, 10) == ten
     assert chosen(1, 5) < ten
     assert 0 < len(chosen(2, 10) - ten) <= 50
+    assert chosen(1, None) == everything
+
+
+@pytest.mark.parametrize("has_origin", [True, False], ids=["origin", "no origin"])
+def test_recommended_labels_are_those_that_a_page_led_to(
+    engine: Engine, tmp_path: Path, has_origin: bool
+) -> None:
+    """Against the rule written out: by the origin where there is one, else by a click of the day before."""
+    rows = make_rows(6, users=4, events_per_day=60)
+    rows["watches"] = [
+        {**row, "origin": (None, "home", "search", "external")[number % 4]}
+        for number, row in enumerate(rows["watches"])
+    ]
+    with engine.scope():
+        without = [] if has_origin else ["watches.origin"]
+        logs = read_logs(engine, write_rows(rows, tmp_path, without=without))
+        labels = retrieval_labels(engine, logs.tables)
+        table = recommended(engine, labels, make_streams(engine, logs)).to_pyarrow()
+        assert table.column_names == list(labels.columns)
+
+    def was_clicked(watch: dict[str, Any]) -> bool:
+        return any(
+            row["clicked"]
+            and (row["user_id"], row["video_id"]) == (watch["user_id"], watch["video_id"])
+            and dt.timedelta() <= watch["watched_at"] - row["shown_at"] <= dt.timedelta(days=1)
+            for row in rows["impressions"]
+        )
+
+    completed = [row for row in rows["watches"] if row["completed"]]
+    expected = {
+        (row["user_id"], row["video_id"], row["watched_at"])
+        for row in completed
+        if (row["origin"] == "home" if has_origin and row["origin"] else was_clicked(row))
+    }
+    found = [(row["user_id"], row["video_id"], row["watched_at"]) for row in table.to_pylist()]
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+    assert 10 < len(expected) < len(completed) - 10
+
+
+def test_the_documentation_shows_the_declarations() -> None:
+    docs = (Path(__file__).parents[3] / "docs" / "features.md").read_text(encoding="utf-8")
+    assert document() in docs, "the table of INPUTS goes into docs/features.md"
 
 
 def test_example_age_counts_back_from_the_newest_label(engine: Engine, tmp_path: Path) -> None:

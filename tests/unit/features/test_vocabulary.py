@@ -11,7 +11,7 @@ from random_logs import BEGIN, Rows, make_rows, write_rows
 from watchnext.data.split import SplitDays
 from watchnext.engine import EngineParams, connect
 from watchnext.features.history import read_logs, tokenize
-from watchnext.features.vocabulary import SPACES, training_tables, write_vocabularies
+from watchnext.features.vocabulary import SPACES, training_tables, user_spaces, write_vocabularies
 
 LAST_TRAINING_DAY = BEGIN.date() + dt.timedelta(days=2)
 END = BEGIN + dt.timedelta(days=3)
@@ -89,3 +89,38 @@ def test_a_space_without_a_value_has_no_vocabulary(tmp_path: Path) -> None:
     for row in rows["impressions"]:
         row["device"] = "tv" if row["shown_at"] >= END else None
     assert "device" not in written(rows, tmp_path)
+
+
+def test_further_columns_of_users_are_categories_if_they_have_few_values_and_more_than_one(
+    tmp_path: Path,
+) -> None:
+    """Counted over users who completed a watch in training: others bring neither values nor frequencies."""
+    rows = make_rows(3, users=7)
+    completed = Counter(
+        row["user_id"] for row in rows["watches"] if row["completed"] and row["watched_at"] < END
+    )
+    assert len(completed) == 7
+    for number, row in enumerate(rows["users"]):
+        row["plan"] = ("free", "paid", None)[number % 3]
+        row |= {"alone": "x", "code": str(number), "born": f"199{number % 2}-01-31", "few": str(number % 2)}
+    stranger = {**rows["users"][0], "user_id": 99, "alone": "y", "few": "never seen"}
+    rows["users"].append(stranger)
+    with connect(EngineParams()) as engine:
+        logs = read_logs(engine, write_rows(rows, tmp_path / "logs"))
+        training = training_tables(engine, logs, SPLIT)
+        spaces, left_out = user_spaces(logs, training, most_values=6)
+        assert {space.name for space in spaces} == {"user_plan", "user_few"}
+        assert left_out == {
+            "alone": "one value",
+            "code": "7 different values",
+            "born": "dates",
+        }
+        largest = {**LARGEST, "user_column": 6}
+        sizes = write_vocabularies(engine, training, logs, largest, tmp_path / "out", spaces)
+        assert "code" in {space.name[5:] for space in user_spaces(logs, training, most_values=7)[0]}
+    assert (sizes["user_plan"], sizes["user_few"]) == (2, 2)
+    table = pq.read_table(tmp_path / "out" / "user_few" / "part-00000.parquet")
+    expected = Counter()
+    for row in rows["users"][:-1]:
+        expected[row["few"]] += completed[row["user_id"]]
+    assert dict(zip(table["token"].to_pylist(), table["frequency"].to_pylist(), strict=True)) == expected
