@@ -60,9 +60,9 @@ class SourceQuotas(Section):
     """Section `recommend.sources`: how many of a request's candidates each source names; 0 leaves it out."""
 
     tower: int = Field(default=120, ge=1)
-    co_watched: int = Field(default=40, ge=0)
-    popular: int = Field(default=20, ge=0)
-    channels: int = Field(default=10, ge=0)
+    co_watched: int = Field(default=20, ge=0)
+    popular: int = Field(default=10, ge=0)
+    channels: int = Field(default=40, ge=0)
     fresh: int = Field(default=10, ge=0)
 
     @model_validator(mode="after")

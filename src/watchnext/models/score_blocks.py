@@ -5,6 +5,7 @@ watched is a label of that model, and one of the user's co-watched pairs. So eac
 of the same recipe, and a co-watch table of its own.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +122,8 @@ def fit_before(
     arrays = examples.before(instant)
     if len(arrays["label"]) == 0:
         return None
-    recipe = {
-        name: value for name, value in trained["params"].items() if name not in ("inputs", "tuning_events")
-    }
+    taken = inspect.signature(retrieval.train).parameters
+    recipe = {name: value for name, value in trained["params"].items() if name in taken}
     model, _ = retrieval.train(
         arrays,
         [spec for spec in encoder.retrieval_features if spec.name in trained["inputs"]],

@@ -12,7 +12,7 @@ import pytest
 from tiny_world import BEGIN, VIDEOS, make_bundle, video_at, watch_time_s
 
 from watchnext.bundle import Bundle
-from watchnext.config import Exclude
+from watchnext.config import Exclude, RecommendParams
 from watchnext.errors import InputError
 from watchnext.evaluation.offline import excluded_lists
 from watchnext.features.batches import read_examples
@@ -160,7 +160,7 @@ def test_a_slate_says_which_sources_named_each_video(recommender: Recommender) -
     assert following.sources["co_watched"] > 0
     named = [name for video in slate.videos for name in video.sources]
     assert set(named) == {"tower", "co_watched", "popular", "channels"}, "nothing was uploaded of late"
-    assert named.count("tower") >= 120
+    assert named.count("tower") >= RecommendParams().sources.tower
 
 
 def test_a_bundle_is_served_with_the_sources_and_the_filter_that_it_was_packaged_with(
