@@ -19,6 +19,7 @@ from watchnext.errors import InputError
 from watchnext.evaluation.intervals import PerUser
 from watchnext.features.batches import Encoder, FeatureSpec
 from watchnext.features.history import tokenize
+from watchnext.features.retrieval_examples import OLDEST_AGE_YEARS
 from watchnext.index.search import Searcher
 
 BAG = 50
@@ -151,21 +152,21 @@ class WorldEncoder:
 
 
 def _user_columns(world: World, encoder: Encoder) -> dict[str, np.ndarray]:
-    """Inputs that are columns of the users, encoded, in the world's order of users."""
-    everybody = np.arange(len(world.users.user_id))
-    table = world.user_table(everybody)
-    place = np.argsort(np.argsort(world.users.user_id))
-    names = [spec.name for spec in encoder.retrieval_features if spec.name in table.column_names]
+    """Inputs that are made of columns of the users, encoded, in the world's order of users."""
+    people = world.user_table(np.arange(len(world.users.user_id)))
+    place = pa.array(np.argsort(np.argsort(world.users.user_id)))
+    known = {name: people[name].combine_chunks().take(place) for name in ("region", "gender")}
+    known["age"] = pa.array(np.minimum(world.users.age_years / OLDEST_AGE_YEARS, 1.0))
     columns: dict[str, pa.Array] = {}
     for spec in encoder.retrieval_features:
-        if spec.name in names:
-            columns[spec.name] = table[spec.name].combine_chunks().take(pa.array(place))
+        if spec.name in known:
+            columns[spec.name] = known[spec.name]
         elif spec.kind == "multivalent":
             columns[spec.name] = pa.array([None], pa.list_(encoder.vocabularies[str(spec.space)].tokens.type))
         else:
-            columns[spec.name] = pa.nulls(1, pa.string() if spec.kind == "categorical" else pa.float64())
+            columns[spec.name] = pa.nulls(1, pa.float64() if spec.space is None else pa.string())
     arrays = encoder.encode_retrieval(columns)
-    return {name: arrays[name] for name in names}
+    return {name: arrays[name] for name in known if name in arrays}
 
 
 class RetrievalPolicy:
