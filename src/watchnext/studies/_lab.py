@@ -355,13 +355,20 @@ class Lab:
             measured |= self.online(ground, trained)
         return measured
 
-    def online(self, ground: Ground, trained: Trained, searcher: Any = None) -> dict[str, PerUser]:
+    def online(
+        self,
+        ground: Ground,
+        trained: Trained,
+        searcher: Any = None,
+        videos: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, PerUser]:
         """Watch time while the model fills the pages from the end of the training days on; see `watch_time`.
 
         Args:
             ground: a world.
             trained: the model.
             searcher: finds candidates; None for exact search.
+            videos: name -> bool [num_videos], see `watch_time`.
         """
         from watchnext.index.search import ExactSearcher
 
@@ -375,7 +382,7 @@ class Lab:
             trained.embed,
             searcher or ExactSearcher(trained.candidate_embeddings),
         )
-        return watch_time(moment, policy, self.settings.online_days, noise=5_000 + ground.seed)
+        return watch_time(moment, policy, self.settings.online_days, 5_000 + ground.seed, videos)
 
 
 def next_day(ground: Ground, embed: Embed, candidates: Any, *, split: str = "gate") -> dict[str, PerUser]:

@@ -252,7 +252,9 @@ class Moment:
     users: UserStates
 
 
-def watch_time(moment: Moment, policy: Policy, days: int, noise: int) -> dict[str, PerUser]:
+def watch_time(
+    moment: Moment, policy: Policy, days: int, noise: int, videos: Mapping[str, np.ndarray] | None = None
+) -> dict[str, PerUser]:
     """Let `policy` fill the pages of some days.
 
     Args:
@@ -260,17 +262,23 @@ def watch_time(moment: Moment, policy: Policy, days: int, noise: int) -> dict[st
         policy: fills the pages, and is changed by what it learns.
         days: how many.
         noise: seed of the luck; policies with the same luck are compared pairwise.
+        videos: name -> bool [num_videos], some of the world's videos whose watch time is wanted beside that of all.
 
     Returns:
         `online_watch_time_s`: seconds per user and day, whatever led to the watch; `online_page_watch_time_s`: of
-        watches that the pages led to. Over users who had signed up by then, in the world's order.
+        watches that the pages led to; `online_watch_time_s_of_NAME`: the first, of the videos of that name. Over users
+        who had signed up by then, in the world's order.
     """
     world = moment.world
     outcome = run(world, policy, days, moment.state, common_random_numbers=noise)
     there = world.users.signed_up_us < world.start_us + moment.state.day * DAY_US
     counts = np.full(int(there.sum()), float(days))
+    by_id = np.argsort(world.videos.video_id)
 
-    def summed(table: pa.Table) -> PerUser:
+    def summed(table: pa.Table, of: np.ndarray | None = None) -> PerUser:
+        if of is not None:
+            video = np.searchsorted(world.videos.video_id[by_id], table["video_id"].to_numpy())
+            table = table.filter(pa.array(of[by_id][video]))
         order = np.argsort(world.users.user_id)
         place = order[np.searchsorted(world.users.user_id[order], table["user_id"].to_numpy())]
         seconds = pc.fill_null(table["watch_time_s"], 0.0).to_numpy()
@@ -279,4 +287,8 @@ def watch_time(moment: Moment, policy: Policy, days: int, noise: int) -> dict[st
     return {
         "online_watch_time_s": summed(outcome.tables["watches"]),
         "online_page_watch_time_s": summed(outcome.tables["impressions"]),
+        **{
+            f"online_watch_time_s_of_{name}": summed(outcome.tables["watches"], of)
+            for name, of in (videos or {}).items()
+        },
     }
