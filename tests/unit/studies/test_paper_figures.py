@@ -86,13 +86,14 @@ def small_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 @pytest.mark.slow
-def test_the_truth_knows_nothing_of_the_logs(small_lab: Lab) -> None:
+def test_the_truth_knows_nothing_of_the_logs(small_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cohort and its truth stay what they are when the labels of the logs are replaced; shares before upload are 0.
 
     A truth made of the logs' own watches fails, and so does a cohort chosen by them.
     """
     import dataclasses
 
+    monkeypatch.setattr(figure4, "FEWEST_WATCHES", 5)
     ground = small_lab.world(1.0, {"freshness": 1.0}, 0)
     cohort = figure4.find_cohort(ground, runs=2)
     swapped = {**ground.arrays, "label": np.ones_like(ground.arrays["label"])}
