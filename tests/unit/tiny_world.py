@@ -8,6 +8,7 @@ query tower that steps forward is right, and a ranker that looks the video's wat
 
 import datetime as dt
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,19 @@ def make_bundle(
     """A bundle of hand-made models, see `write_models`, with the default settings `recommend`."""
     parts = write_models(directory / "parts", features, steps=steps, watch_time_sign=watch_time_sign)
     return write_bundle(directory / "bundle", **parts, recommend=recommend or RecommendParams().model_dump())
+
+
+def as_format_1(bundle: Bundle, path: Path) -> Bundle:
+    """A copy of a bundle as it was written before bundles had sources and settings of their own."""
+    shutil.copytree(bundle.path, path)
+    shutil.rmtree(path / "sources")
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["recommend"]
+    files = {name: entry for name, entry in manifest["files"].items() if not name.startswith("sources/")}
+    (path / "manifest.json").write_text(
+        json.dumps({**manifest, "format": 1, "files": files}), encoding="utf-8"
+    )
+    return Bundle.open(path)
 
 
 def _save(model: object, specs: Sequence[FeatureSpec], path: Path) -> None:

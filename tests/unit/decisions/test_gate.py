@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fake_mlflow import Killed, KilledAtWrite
-from tiny_world import make_bundle
+from tiny_world import as_format_1, make_bundle
 
 from watchnext.bundle import Bundle
 from watchnext.config import RecommendParams
@@ -87,6 +87,17 @@ def test_a_wrong_bundle_is_rejected_and_told_why(
         1 - decision.metrics["champion_weighted_pairwise_loss"], abs=0.02
     ), "upside down"
     assert judge(right_bundle, wrong_bundle, world_features, Checks()).verdict == "challenger"
+
+
+def test_a_champion_of_format_1_is_compared_with(
+    right_bundle: Bundle, wrong_bundle: Bundle, world_features: Path, tmp_path: Path
+) -> None:
+    older = as_format_1(right_bundle, tmp_path / "older")
+    decision = judge(right_bundle, older, world_features, Checks(), exclude="watched")
+    assert decision.verdict == "challenger"
+    for name in ("recall_at_100", "weighted_pairwise_loss"):
+        assert decision.metrics[f"champion_{name}"] == decision.metrics[name]
+    assert judge(wrong_bundle, older, world_features, Checks()).verdict == "rejected"
 
 
 def test_models_of_different_sources_are_not_compared(

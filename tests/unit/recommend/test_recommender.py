@@ -1,15 +1,13 @@
 """From a bundle to a slate, in a world with one right answer."""
 
 import datetime as dt
-import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from tiny_world import BEGIN, VIDEOS, make_bundle, video_at, watch_time_s
+from tiny_world import BEGIN, VIDEOS, as_format_1, make_bundle, video_at, watch_time_s
 
 from watchnext.bundle import Bundle
 from watchnext.config import Exclude, RecommendParams
@@ -189,17 +187,8 @@ def test_a_bundle_is_served_with_the_sources_and_the_filter_that_it_was_packaged
 
 def test_a_bundle_of_format_1_is_served_as_it_was(right_bundle: Bundle, tmp_path: Path) -> None:
     """The tower, what is popular where that names too few, and nothing that was watched."""
-    older = tmp_path / "older"
-    shutil.copytree(right_bundle.path, older)
-    shutil.rmtree(older / "sources")
-    manifest = json.loads((older / "manifest.json").read_text())
-    del manifest["recommend"]
-    manifest["format"] = 1
-    manifest["files"] = {
-        name: at for name, at in manifest["files"].items() if not name.startswith("sources/")
-    }
-    (older / "manifest.json").write_text(json.dumps(manifest))
-    slate = Recommender.open(Bundle.open(older)).recommend(history_of(4, 5, 6), REQUEST, how_many=200)
+    older = as_format_1(right_bundle, tmp_path / "older")
+    slate = Recommender.open(older).recommend(history_of(4, 5, 6), REQUEST, how_many=200)
     assert {name for video in slate.videos for name in video.sources} == {"tower", "popular"}
     assert not {video_at(4), video_at(5), video_at(6)} & set(slate.video_ids)
     assert sum(video.retrieval_score is not None for video in slate.videos) >= 199
