@@ -62,8 +62,12 @@ class Day:
             split=split,
         )
         self.encoder = Encoder.load(features)
-        self.training = fitting.encode_all(
-            features / "retrieval_examples" / "training", self.encoder.encode_retrieval
+        params = config.load_section("train_retrieval", train_retrieval.Params)
+        self.training = fitting.encode_training(
+            features / "retrieval_examples",
+            self.encoder.encode_retrieval,
+            seed=seed,
+            **params.labels.model_dump(),
         )
         self.events = self._encoded_events(logs, features)
         tokens = self.encoder.vocabularies["video"].tokens.to_numpy(zero_copy_only=False)
@@ -130,7 +134,7 @@ class Day:
             return by_filter[measure.best_filter(by_filter, measure.OBJECTIVE)]
 
         fitting.start(seed, deterministic=True)
-        settings = params.model_dump(exclude={"tuning_events", "inputs"})
+        settings = params.model_dump(exclude={"tuning_events", "inputs", "labels"})
         if epochs is not None:
             settings |= {"epochs": epochs, "patience": epochs}
         model, trained = retrieval.train(

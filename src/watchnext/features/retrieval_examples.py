@@ -32,8 +32,8 @@ REQUEST_LASTS_S = 86_400.0
 UNRECOMMENDED_ORIGINS = ("external", "search")
 """Origins of watches that no page of recommendations led to."""
 
-_HISTORY = AsOf("completed_watches", "recent", measure="video_id", length=HISTORY_LENGTH)
-_SHOWN_UNWATCHED = AsOf("shown_unwatched", "recent", measure="video_id", length=SHOWN_LENGTH)
+HISTORY_BAG = AsOf("completed_watches", "recent", measure="video_id", length=HISTORY_LENGTH)
+SHOWN_UNWATCHED_BAG = AsOf("shown_unwatched", "recent", measure="video_id", length=SHOWN_LENGTH)
 _TOKENS = AsOf("search_tokens", "recent", measure="token", length=TOKEN_BAG_LENGTH)
 _DEVICE = AsOf("contexts", "last", measure="device")
 _LOGGED_IN = AsOf("contexts", "last", measure="logged_in")
@@ -67,18 +67,18 @@ INPUTS: tuple[Input, ...] = (
     Input(
         FeatureSpec("history", "multivalent", "video", HISTORY_LENGTH),
         f"the last {HISTORY_LENGTH} videos that the user completed, oldest first",
-        lambda row: row[_HISTORY.column],
+        lambda row: row[HISTORY_BAG.column],
         lambda user, request: user.last_completed(HISTORY_LENGTH, request.at),
         "watches.video_id",
-        reads=(_HISTORY,),
+        reads=(HISTORY_BAG,),
     ),
     Input(
         FeatureSpec("shown_unwatched", "multivalent", "video", SHOWN_LENGTH),
         f"the last {SHOWN_LENGTH} videos that were shown and not clicked, or in `history` not completed, oldest first",
-        lambda row: row[_SHOWN_UNWATCHED.column],
+        lambda row: row[SHOWN_UNWATCHED_BAG.column],
         lambda user, request: user.last_shown_unwatched(SHOWN_LENGTH, request.at),
         "impressions.video_id",
-        reads=(_SHOWN_UNWATCHED,),
+        reads=(SHOWN_UNWATCHED_BAG,),
     ),
     Input(
         FeatureSpec("search_tokens", "multivalent", "search_token", TOKEN_BAG_LENGTH),
@@ -278,14 +278,7 @@ def inputs_at(
     """
     wanted = inputs_named([spec.name for spec in inputs])
     state = as_of(engine, points, streams, [quantity for one in wanted for quantity in one.reads])
-    people = tables["users"]
-    people = people.select(
-        "user_id", **{_USER + name: people[name] for name in people.columns if name != "user_id"}
-    )
-    state = state.left_join(people, "user_id").select(
-        state, *(people[name] for name in people.columns if name != "user_id")
-    )
-    return state.select("user_id", "at", **{one.spec.name: one.expression(state) for one in wanted})
+    return evaluate_inputs(tables, state, wanted, keep=["user_id", "at"])
 
 
 def with_what_was_met(engine: Engine, examples: ir.Table, tables: Mapping[str, ir.Table]) -> ir.Table:
@@ -325,6 +318,27 @@ def with_what_was_met(engine: Engine, examples: ir.Table, tables: Mapping[str, i
         empty = ibis.literal([], type=lists.schema()[name])
         examples = joined.mutate(**{name: ibis.coalesce(joined[name], empty)})
     return engine.materialize(examples.drop("asked"))
+
+
+def evaluate_inputs(
+    tables: Mapping[str, ir.Table], state: ir.Table, wanted: Sequence[Input], *, keep: Sequence[str]
+) -> ir.Table:
+    """The columns `keep` of `state`, and the inputs.
+
+    Args:
+        tables: the tables of the logs; `users` is looked up.
+        state: user_id, the columns `keep`, and the quantities that the inputs read.
+        wanted: declarations of the inputs.
+        keep: columns that stay.
+    """
+    people = tables["users"]
+    people = people.select(
+        "user_id", **{_USER + name: people[name] for name in people.columns if name != "user_id"}
+    )
+    state = state.left_join(people, "user_id").select(
+        state, *(people[name] for name in people.columns if name != "user_id")
+    )
+    return state.select(*keep, **{one.spec.name: one.expression(state) for one in wanted})
 
 
 def with_asked_at(engine: Engine, labels: ir.Table, streams: Streams) -> ir.Table:
@@ -368,7 +382,9 @@ def with_example_age(examples: ir.Table, newest_at: int | None) -> ir.Table:
     age = (
         ibis.literal(0.0) if newest_at is None else (newest_at - examples["at"]).cast("float64") / 1_000_000.0
     )
-    return examples.mutate(example_age_s=age.cast("float64")).drop("day", "at")
+    return examples.mutate(example_age_s=age.cast("float64")).drop(
+        *(name for name in ("day", "at") if name in examples.columns)
+    )
 
 
 def write_retrieval_examples(

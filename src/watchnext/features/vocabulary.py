@@ -42,6 +42,13 @@ def _counts(table: ir.Table, column: str) -> ir.Table:
     return table.group_by(token=table[column]).aggregate(frequency=lambda rows: rows.count().cast("int64"))
 
 
+def _completed(tables: Mapping[str, ir.Table]) -> ir.Table:
+    watched = _counts(tables["watches"].filter(tables["watches"].completed), "video_id")
+    if "history" not in tables:
+        return watched
+    return watched.union(_counts(tables["history"].filter(tables["history"].completed), "video_id"))
+
+
 def _of_clicked_videos(column: str) -> Callable[[Mapping[str, ir.Table]], ir.Table]:
     def count(tables: Mapping[str, ir.Table]) -> ir.Table:
         impressions = tables["impressions"]
@@ -68,8 +75,8 @@ SPACES: tuple[Space, ...] = (
     Space(
         "video",
         ("watches.video_id",),
-        "completed watches: what candidate generation can be trained to name",
-        lambda tables: _counts(tables["watches"].filter(tables["watches"].completed), "video_id"),
+        "completed watches, those before the logs too: what candidate generation can be trained to name",
+        _completed,
     ),
     Space("channel", ("videos.channel_id",), "clicked impressions", _of_clicked_videos("channel_id")),
     Space("topic", ("videos.topics",), "clicked impressions", _of_clicked_videos("topics")),
@@ -147,7 +154,7 @@ def user_spaces(
 def training_tables(engine: Engine, logs: Logs, split: SplitDays) -> dict[str, ir.Table]:
     """The tables of the logs, event tables cut at the end of the last training day; and `search_tokens`."""
     last = split.training[1]
-    training = {name: logs.tables[name] for name in ("videos", "users")}
+    training = {name: logs.tables[name] for name in ("videos", "users", "history") if name in logs.tables}
     for name in ("impressions", "watches"):
         training[name] = logs.tables[name].filter(logs.tables[name].day <= last)
     if "searches" in logs.tables:

@@ -11,7 +11,7 @@ from watchnext.config import Section
 from watchnext.console import say, track
 from watchnext.data.split import SplitDays, rows_per_day, split_days, whole_days
 from watchnext.engine import EngineParams, connect
-from watchnext.features import quantiles, ranking_features, retrieval_examples, vocabulary
+from watchnext.features import further_examples, quantiles, ranking_features, retrieval_examples, vocabulary
 from watchnext.features.batches import write_manifest
 from watchnext.features.history import make_streams, read_logs, user_buckets
 
@@ -88,6 +88,7 @@ def featurize(
         inputs = retrieval_examples.possible_inputs(logs, sizes)
         features = ranking_features.possible_features(logs, sizes)
         newest_at = retrieval_examples.newest_label_at(opened, training)
+        begin_at = further_examples.logs_begin_at(opened, logs)
 
         opened.write(logs.tables["videos"], out_features / "videos", sort_by=["video_id"])
         ranking_features.write_video_statistics(opened, logs, split, out_features)
@@ -118,6 +119,22 @@ def featurize(
                     rows.update(
                         retrieval_examples.write_ranking_requests(
                             opened, own, streams, split, inputs, out_features, part=part
+                        )
+                    )
+                with opened.scope():
+                    rows.update(
+                        further_examples.write_further_examples(
+                            opened,
+                            own,
+                            streams,
+                            split,
+                            inputs,
+                            out_features,
+                            newest_at=newest_at,
+                            begin_at=begin_at,
+                            seed=seed,
+                            examples_per_user=params.examples_per_user,
+                            part=part,
                         )
                     )
                 rows.update(

@@ -29,10 +29,18 @@ class Inputs(Section):
         return bool(getattr(self, "user_columns" if name.startswith("user_") else name))
 
 
+class Labels(Section):
+    """Section `train_retrieval.labels`: what is learned from beside the completed watches of the logs."""
+
+    history: bool = True
+    shown_share: float = Field(default=0.3, ge=0, le=1)
+
+
 class Params(Section):
     """Section `train_retrieval` of params.yaml."""
 
     inputs: Inputs = Inputs()
+    labels: Labels = Labels()
     pooling: Literal["mean", "sum", "max"] = "mean"
     embedding_dim: int = Field(default=64, ge=2)
     depth: int = Field(default=1, ge=0, le=8)
@@ -90,7 +98,9 @@ def train_retrieval(
     off = [spec.name for spec in encoder.retrieval_features if spec not in inputs]
     if off:
         say(f"train_retrieval: switched off in params.yaml: {', '.join(off)}")
-    examples = fitting.encode_all(features / "retrieval_examples" / "training", encoder.encode_retrieval)
+    examples = fitting.encode_training(
+        features / "retrieval_examples", encoder.encode_retrieval, seed=seed, **params.labels.model_dump()
+    )
     has_tuning_day = encoder.manifest["days"]["tuning"] is not None
     if not has_tuning_day:
         say("train_retrieval: there is no tuning day; the last epoch is kept")
@@ -128,7 +138,7 @@ def train_retrieval(
         else None,
         evaluate=evaluate,
         objective="tuning_map",
-        **params.model_dump(exclude={"tuning_events", "inputs"}),
+        **params.model_dump(exclude={"tuning_events", "inputs", "labels"}),
     )
     retrieval.save(model, out_model)
     digest = fitting.weights_digest(model.weights)

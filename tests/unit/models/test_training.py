@@ -1,4 +1,6 @@
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
@@ -107,3 +109,39 @@ def test_digest_sees_every_value_shape_and_type():
     same[1].assign([[np.nextafter(np.float32(3), np.float32(4))]])
     assert training.weights_digest(one) != training.weights_digest(same)
     assert training.weights_digest([tf.Variable([1.0])]) != training.weights_digest([tf.Variable([[1.0]])])
+
+
+def encode_labels(table):
+    return {"label": table["label"].to_numpy()}
+
+
+@pytest.fixture
+def stored(tmp_path):
+    for name, first in (("training", 0), ("history", 10_000), ("shown", 20_000)):
+        (tmp_path / name).mkdir()
+        table = pa.table({"label": np.arange(first, first + 4_000)})
+        pq.write_table(table, tmp_path / name / "part-00000.parquet", row_group_size=1_500)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("history", "share"), [(True, 0.3), (False, 0.3), (True, 0.0), (False, 1.0)])
+def test_labels_are_the_watches_and_what_is_asked_for_beside_them(stored, history, share):
+    """Seen to fail where the share is of all labels, and where it is taken of `history`, too."""
+    found = training.encode_training(stored, encode_labels, history=history, shown_share=share, seed=3)[
+        "label"
+    ]
+    assert found[found < 10_000].tolist() == list(range(4_000))
+    of_history = found[(found >= 10_000) & (found < 20_000)]
+    assert of_history.tolist() == (list(range(10_000, 14_000)) if history else [])
+    shown = found[found >= 20_000]
+    assert abs(len(shown) - 4_000 * share) <= 4 * (4_000 * share * (1 - share)) ** 0.5
+    assert len(np.unique(found)) == len(found)
+
+
+def test_the_seed_decides_what_was_shown_is_a_label(stored):
+    def shown(seed):
+        settings = {"history": False, "shown_share": 0.5, "seed": seed}
+        return set(training.encode_training(stored, encode_labels, **settings)["label"].tolist())
+
+    assert shown(1) == shown(1)
+    assert 500 < len(shown(1) - shown(2)) < 1_500
