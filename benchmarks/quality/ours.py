@@ -7,6 +7,7 @@ import argparse
 import datetime as dt
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,11 @@ class Day:
         )
         self.encoder = Encoder.load(features)
         params = config.load_section("train_retrieval", train_retrieval.Params)
-        self.training = fitting.encode_training(
-            features / "retrieval_examples",
+        stored = features / "retrieval_examples"
+        self.training = fitting.encode_all(
+            stored / "training",
             self.encoder.encode_retrieval,
-            seed=seed,
-            **params.labels.model_dump(),
+            partial(fitting.with_further_examples, stored=stored, seed=seed, **params.labels.model_dump()),
         )
         self.events = self._encoded_events(logs, features)
         tokens = self.encoder.vocabularies["video"].tokens.to_numpy(zero_copy_only=False)

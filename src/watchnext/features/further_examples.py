@@ -1,8 +1,8 @@
 """Training examples of candidate generation beside the watches of the logs.
 
     history     completed rows of the table `history`: what users watched before the logs begin
-    shown       what was shown to a user who never completed it: the choice of a recommender that knew the user,
-                a weaker hint at what suits whom than a watch is, and there are more of them
+    shown       what was shown and not watched: the choice of a recommender that knew the user, a weaker hint at
+                what suits whom than a watch is, and there are more of them
 
 Both are for training alone. The second says what used to be recommended, and a model that learns from it leans
 towards the recommender that made the logs: the stage train_retrieval decides how many of them it takes.
@@ -66,22 +66,19 @@ def history_labels(engine: Engine, streams: Streams, begin_at: int) -> ir.Table:
 def shown_labels(
     engine: Engine, logs: Logs, streams: Streams, split: SplitDays, begin_at: int
 ) -> tuple[ir.Table, ir.Table]:
-    """What was shown to a user who neither before the logs nor in the training days completed it.
+    """What was shown and not clicked, or before the logs not completed, save what was completed before the logs.
+
+    Whether it was watched later is not asked: a label must not tell what came after it.
 
     Returns:
-        Of the training days, each at its first impression, and of `history`: user_id, watched_at, video_id, at.
+        Of the training days, each at its first such impression, and of `history`: user_id, watched_at, video_id, at.
         `watched_at` is when it was shown.
     """
-    first, last = split.training
-    watches, impressions = logs.tables["watches"], logs.tables["impressions"]
-    completed = (
-        watches.filter(watches.completed & (watches.day <= last))
-        .select("user_id", "video_id")
-        .union(earlier(streams, "completed_watches").select("user_id", "video_id"))
-        .distinct()
-    )
     pair = ["user_id", "video_id"]
-    shown = impressions.filter(impressions.day.between(first, last)).anti_join(completed, pair)
+    completed = earlier(streams, "completed_watches").select(*pair).distinct()
+    impressions = logs.tables["impressions"]
+    shown = impressions.filter(impressions.day.between(*split.training) & ~impressions.clicked)
+    shown = shown.anti_join(completed, pair)
     shown = shown.group_by(pair).aggregate(watched_at=shown.shown_at.min())
     of_logs = shown.select("user_id", "watched_at", "video_id", at=engine.microseconds(shown.watched_at))
     before = earlier(streams, "shown_unwatched").select(*pair).distinct().anti_join(completed, pair)

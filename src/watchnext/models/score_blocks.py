@@ -6,9 +6,8 @@ of the same recipe, and a co-watch table of its own.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from watchnext.features.batches import Encoder, read_examples
+from watchnext.features.batches import Encoder
 from watchnext.models import retrieval
 from watchnext.models.candidate_sources import (
     TOWER,
@@ -48,10 +47,10 @@ class DatedExamples:
     known_at: npt.NDArray[np.int64]
 
     @classmethod
-    def read(cls, directory: Path, encoder: Encoder, watches: CompletedWatches) -> "DatedExamples":
-        """Read the examples of a split; a label that is none of `watches` counts as known when it began."""
+    def of(cls, tables: Iterable[pa.Table], encoder: Encoder, watches: CompletedWatches) -> "DatedExamples":
+        """Date examples; a label that is none of `watches` counts as known when it began, or was shown."""
         parts, keys = [], []
-        for table in read_examples(directory):
+        for table in tables:
             parts.append(encoder.encode_retrieval(table))
             users = pc.index_in(table["user_id"], value_set=watches.user_ids.cast(table["user_id"].type))
             began = table["watched_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())

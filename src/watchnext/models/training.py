@@ -72,36 +72,26 @@ def encode_all(
     return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
 
 
-def encode_training(
-    stored: Path,
-    encode: Callable[[pa.Table], dict[str, np.ndarray]],
-    *,
-    history: bool,
-    shown_share: float,
-    seed: int,
-) -> dict[str, np.ndarray]:
-    """The examples that candidate generation is trained on, as arrays.
+def with_further_examples(
+    tables: Iterator[pa.Table], *, stored: Path, history: bool, shown_share: float, seed: int
+) -> Iterator[pa.Table]:
+    """The watches of the logs that candidate generation is trained on, and what else it learns from.
 
     Args:
-        stored: directory of the retrieval examples: the watches of the logs (`training`), watches before the logs
-            (`history`), and what was shown and not watched (`shown`).
-        encode: a method of an Encoder.
+        tables: the examples of the logs' watches.
+        stored: directory of the retrieval examples, which has watches before the logs (`history`), and what was shown
+            and not watched (`shown`).
         history: whether watches before the logs are labels.
         shown_share: share of what was shown and not watched that is a label.
         seed: decides which.
-
-    Raises:
-        InputError: no watch was completed in the training days.
     """
-    parts = [encode_all(stored / "training", encode)]
+    yield from tables
     for name, share in (("history", float(history)), ("shown", shown_share)):
         draw = np.random.default_rng(seed)
         for table in read_examples(stored / name) if share > 0 else ():
-            # Drawn before they are encoded: most of them are left out.
             chosen = table.filter(pa.array(draw.random(table.num_rows) < share))
             if chosen.num_rows:
-                parts.append(encode(chosen))
-    return {key: np.concatenate([part.pop(key) for part in parts]) for key in list(parts[0])}
+                yield chosen
 
 
 def no_examples(where: str) -> InputError:

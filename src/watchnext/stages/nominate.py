@@ -58,7 +58,7 @@ def nominate(
 
     from watchnext.data.split import day_begins_at
     from watchnext.evaluation.candidates import nominated_by, stored_scorer
-    from watchnext.features.batches import ADDED_INPUTS, Encoder
+    from watchnext.features.batches import ADDED_INPUTS, Encoder, read_examples
     from watchnext.features.history import to_microseconds
     from watchnext.index.search import ExactSearcher
     from watchnext.models import candidate_sources as sources
@@ -91,8 +91,13 @@ def nominate(
     else:
         quotas = recommend.sources.model_dump()
         trained = json.loads((retrieval / "manifest.json").read_text(encoding="utf-8"))
-        examples = score_blocks.DatedExamples.read(
-            features / "retrieval_examples" / "training", encoder, watches
+        stored = features / "retrieval_examples"
+        examples = score_blocks.DatedExamples.of(
+            fitting.with_further_examples(
+                read_examples(stored / "training"), stored=stored, seed=seed, **trained["params"]["labels"]
+            ),
+            encoder,
+            watches,
         )
         impressions = nominations.read_impressions(features, "training")
         day_of = nominations.local_days(impressions["shown_at"], encoder.manifest["time_zone"])

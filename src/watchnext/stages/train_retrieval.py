@@ -1,6 +1,7 @@
 """Stage `train_retrieval`: candidate generation, trained on the training days, its epoch chosen on the tuning day."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -98,8 +99,11 @@ def train_retrieval(
     off = [spec.name for spec in encoder.retrieval_features if spec not in inputs]
     if off:
         say(f"train_retrieval: switched off in params.yaml: {', '.join(off)}")
-    examples = fitting.encode_training(
-        features / "retrieval_examples", encoder.encode_retrieval, seed=seed, **params.labels.model_dump()
+    stored = features / "retrieval_examples"
+    examples = fitting.encode_all(
+        stored / "training",
+        encoder.encode_retrieval,
+        partial(fitting.with_further_examples, stored=stored, seed=seed, **params.labels.model_dump()),
     )
     has_tuning_day = encoder.manifest["days"]["tuning"] is not None
     if not has_tuning_day:

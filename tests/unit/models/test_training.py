@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -127,9 +129,10 @@ def stored(tmp_path):
 @pytest.mark.parametrize(("history", "share"), [(True, 0.3), (False, 0.3), (True, 0.0), (False, 1.0)])
 def test_labels_are_the_watches_and_what_is_asked_for_beside_them(stored, history, share):
     """Seen to fail where the share is of all labels, and where it is taken of `history`, too."""
-    found = training.encode_training(stored, encode_labels, history=history, shown_share=share, seed=3)[
-        "label"
-    ]
+    further = partial(
+        training.with_further_examples, stored=stored, history=history, shown_share=share, seed=3
+    )
+    found = training.encode_all(stored / "training", encode_labels, further)["label"]
     assert found[found < 10_000].tolist() == list(range(4_000))
     of_history = found[(found >= 10_000) & (found < 20_000)]
     assert of_history.tolist() == (list(range(10_000, 14_000)) if history else [])
@@ -140,8 +143,10 @@ def test_labels_are_the_watches_and_what_is_asked_for_beside_them(stored, histor
 
 def test_the_seed_decides_what_was_shown_is_a_label(stored):
     def shown(seed):
-        settings = {"history": False, "shown_share": 0.5, "seed": seed}
-        return set(training.encode_training(stored, encode_labels, **settings)["label"].tolist())
+        read = partial(
+            training.with_further_examples, stored=stored, history=False, shown_share=0.5, seed=seed
+        )
+        return set(training.encode_all(stored / "training", encode_labels, read)["label"].tolist())
 
     assert shown(1) == shown(1)
     assert 500 < len(shown(1) - shown(2)) < 1_500
