@@ -79,19 +79,18 @@ def shown_labels(
     impressions = logs.tables["impressions"]
     shown = impressions.filter(impressions.day.between(*split.training) & ~impressions.clicked)
     shown = shown.anti_join(completed, pair)
-    shown = shown.group_by(pair).aggregate(watched_at=shown.shown_at.min())
-    of_logs = shown.select("user_id", "watched_at", "video_id", at=engine.microseconds(shown.watched_at))
+    shown = shown.group_by(pair).aggregate(at=engine.microseconds(shown.shown_at).min())
+    of_logs = shown.select("user_id", "video_id", "at", watched_at=engine.instant(shown["at"]))
     before = earlier(streams, "shown_unwatched").select(*pair).distinct().anti_join(completed, pair)
-    return of_logs, _at(engine, before, begin_at)
+    return of_logs.select(*_LABEL), _at(engine, before, begin_at)
+
+
+_LABEL = ("user_id", "watched_at", "video_id", "at")
 
 
 def _at(engine: Engine, pairs: ir.Table, begin_at: int) -> ir.Table:
-    at = ibis.literal(begin_at, "int64")
-    return (
-        pairs.select("user_id", "video_id", at=at)
-        .select("user_id", "video_id", "at", watched_at=lambda table: engine.instant(table["at"]))
-        .select("user_id", "watched_at", "video_id", "at")
-    )
+    dated = pairs.mutate(at=ibis.literal(begin_at, "int64"))
+    return dated.mutate(watched_at=engine.instant(dated["at"])).select(*_LABEL)
 
 
 def held_out_examples(
@@ -140,8 +139,9 @@ def _unknown(streams: Streams, wanted: Sequence[Input], known: Sequence[str]) ->
     for quantity in (one for declared in wanted for one in declared.reads if one.column not in known):
         assert quantity.measure is not None
         kind = streams.tables[quantity.stream].schema()[quantity.measure]
+        # Cut out of a list, because Spark does not keep the type of an empty one.
         values[quantity.column] = (
-            ibis.literal([], type=f"array<{kind}>") if quantity.kind == "recent" else ibis.null(kind)
+            ibis.array([ibis.null(kind)])[:0] if quantity.kind == "recent" else ibis.null(kind)
         )
     return values
 
@@ -157,7 +157,7 @@ def write_further_examples(
     newest_at: int,
     begin_at: int,
     seed: int,
-    examples_per_user: int,
+    examples_per_user: int | None,
     part: int,
 ) -> dict[str, int]:
     """Store the examples of some users as part `part` of `retrieval_examples/history` and `retrieval_examples/shown`.
@@ -172,7 +172,7 @@ def write_further_examples(
         newest_at: microseconds of the newest completed watch of all users in training, which ages count back from.
         begin_at: see `logs_begin_at`.
         seed: of the run.
-        examples_per_user: of each of the two, at most.
+        examples_per_user: of each of the two, at most; None: all of them.
         part: number of these users' bucket.
 
     Returns:

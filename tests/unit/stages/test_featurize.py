@@ -202,7 +202,7 @@ def test_spark_gives_the_same_rows(rows: Rows, tmp_path: Path) -> None:
     assert metrics == run(rows, tmp_path / "duckdb")
     expected, found = tables(tmp_path / "duckdb" / "features"), tables(tmp_path / "spark" / "features")
     assert found.keys() == expected.keys()
-    assert len(found) == 2 + 12 + 10
+    assert len(found) == 2 + 14 + 10
     for name, table in expected.items():
         assert_equal_rows(found[name], table, name)
     for name in ("manifest.json", "quantiles.json"):
