@@ -5,10 +5,11 @@ testing but is very difficult to measure with offline experiments". Four choices
 completed watches of the next day) and in the simulated world (each model fills the pages for some days):
 
 - **What is withheld.** Told the last query, or the order of watches, a classifier predicts what the site would show
-  next anyway; as home page that "performs very poorly". The variants are told, in inputs of their own, the tokens of
-  the last search alone, and the last watch alone; the baseline has unordered bags.
-- **Which watches are labels.** All of them, "even those embedded on other sites", or only those on pages of
-  recommendations, with which "it would be very difficult for new content to surface".
+  next anyway; as home page that "performs very poorly". The variants are told, in inputs of their own, the
+  newest five tokens of the bag (as many as a query of three words has), and the last watch alone; the baseline has
+  unordered bags.
+- **Which watches are labels.** All of them, "even those embedded on other sites", or only those that no search and
+  no link from elsewhere led to, with which "it would be very difficult for new content to surface".
 - **A fixed number of examples per user** (here the median user's number, so that it binds for half of them), or all of
   them. Where there are few examples, having fewer is a loss of its own; so there is a third: as many as under the
   limit, from whoever.
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from watchnext.features.batches import FeatureSpec
+from watchnext.features.retrieval_examples import UNRECOMMENDED_ORIGINS
 from watchnext.studies._lab import Ground, Lab, at_most
 from watchnext.studies._measures import Measures
 from watchnext.studies._report import FULL, Claim, Result
@@ -40,9 +42,6 @@ SITE, TASTE = (QUERY, ORDER, RECOMMENDED), (CAPPED, SAMPLED, SUM, MAX)
 
 LAST_TOKENS = 5
 """As many tokens as a query of three words has."""
-
-PAGES = ("home", "feed")
-"""Origins of watches that a page of recommendations led to."""
 
 WATCHED = "online_watch_time_s"
 
@@ -117,7 +116,7 @@ def changes(ground: Ground, variant: str) -> dict[str, Any] | None:
         if "origin" not in ground.examples.column_names:
             return None
         origin = ground.examples["origin"].combine_chunks().to_pandas()
-        return {"rows": np.flatnonzero(origin.isin(PAGES))}
+        return {"rows": np.flatnonzero(~origin.isin(UNRECOMMENDED_ORIGINS))}
     if variant in (CAPPED, SAMPLED):
         users = ground.users
         limit = max(1, int(np.median(np.bincount(users)[np.unique(users)])))
