@@ -143,7 +143,7 @@ def draw(rows: Sequence[Row]) -> "Figure":
     }
     figure = Figure(figsize=(4.2 * len(METRICS), 4.0), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(METRICS), squeeze=False)[0], METRICS, strict=True):
-        for source in dict.fromkeys(row.source for row in rows):
+        for number, source in enumerate(dict.fromkeys(row.source for row in rows)):
             mine = [row for row in rows if row.source == source and row.metric == metric]
             level = next((row.estimate for row in mine if row.variant == EXACT), float("nan"))
             mine = [row for row in mine if row.against]
@@ -160,6 +160,7 @@ def draw(rows: Sequence[Row]) -> "Figure":
                 marker="o",
                 capsize=3,
                 label=source,
+                color=f"C{number}",
             )
         axes.axhline(1.0, color="grey", linewidth=0.8)
         axes.axhline(1.0 - TOLERANCE, color="grey", linewidth=0.8, linestyle=":")
