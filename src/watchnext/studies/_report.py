@@ -241,7 +241,7 @@ def draw_differences(rows: Sequence[Row]) -> "Figure":
     places = sorted({(row.source != SIMULATED, row.source, row.dial or 0.0, row.dial) for row in shown})
     position = {(source, dial): place for place, (_, source, _, dial) in enumerate(places)}
     variants = list(dict.fromkeys((row.variant, row.against) for row in shown))
-    figure = Figure(figsize=(1.5 + 4.2 * len(metrics), 4.2), layout="constrained")
+    figure = Figure(figsize=(1.5 + 4.2 * len(metrics), 4.0 + 0.12 * len(variants)), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for number, (variant, against) in enumerate(variants):
             mine = [
@@ -259,6 +259,7 @@ def draw_differences(rows: Sequence[Row]) -> "Figure":
                 yerr=np.maximum(ends, 0.0),
                 fmt="o",
                 capsize=3,
+                color=f"C{number}",
                 label=f"{variant} minus {against}" if against else variant,
             )
         if any(row.against for row in shown):
@@ -266,7 +267,11 @@ def draw_differences(rows: Sequence[Row]) -> "Figure":
         axes.set_xticks(range(len(places)), [_tick(source, dial) for _, source, _, dial in places])
         axes.set(title=metric)
         axes.grid(axis="y", alpha=0.3)
-        axes.legend(fontsize="x-small")
+    # Beside the panels, where it hides no interval; a variant may be missing from some of them.
+    told = {}
+    for axes in figure.axes:
+        told.update(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(told.values(), told.keys(), loc="outside lower center", ncols=2, fontsize="small")
     return figure
 
 
