@@ -270,8 +270,9 @@ def draw_differences(rows: Sequence[Row]) -> "Figure":
     # Beside the panels, where it hides no interval; a variant may be missing from some of them.
     told = {}
     for axes in figure.axes:
-        told.update(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(told.values(), told.keys(), loc="outside lower center", ncols=2, fontsize="small")
+        handles, labels = axes.get_legend_handles_labels()
+        told.update(zip(labels, handles, strict=True))
+    figure.legend(list(told.values()), list(told), loc="outside lower center", ncols=2, fontsize="small")
     return figure
 
 
