@@ -13,10 +13,9 @@ from benchmarks.quality.folds import Fold, Lists
 from watchnext.data.split import day_begins_at, whole_days
 from watchnext.errors import InputError
 from watchnext.features.history import end_of_watch, to_microseconds
+from watchnext.features.retrieval_examples import REQUEST_LASTS_S, UNRECOMMENDED_ORIGINS
 
 MICROSECONDS_PER_DAY = 86_400_000_000
-REQUEST_LASTS_S = 86_400.0
-UNRECOMMENDED_ORIGINS = ("external", "search")
 
 
 class Logs:
