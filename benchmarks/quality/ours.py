@@ -25,14 +25,8 @@ from watchnext.features.batches import Encoder, read_examples
 from watchnext.stages import featurize, train_retrieval
 
 NAME = "watchnext"
-CONFIGS: tuple[dict[str, Any], ...] = (
-    {},
-    {"learning_rate": 0.1},
-    {"watch_dropout": 0.1},
-    {"sampler_alpha": 1.0},
-    {"embedding_dim": 128},
-)
-"""What is tried beside params.yaml's `train_retrieval`, as many as a peer may try."""
+CONFIGS: tuple[dict[str, Any], ...] = ({},)
+"""What is tried, as changes to params.yaml's `train_retrieval`: as many as the trained peers may try."""
 
 
 class Day:

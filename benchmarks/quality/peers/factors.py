@@ -14,25 +14,26 @@ from benchmarks.quality.peers.popular import with_popular_fallback
 
 PATIENCE = 1
 CONFIGS = {
+    # Regularisation has to be far above the library's 0.01: implicit adds it as it stands, not per watch.
     "als": [
         {"model": "als", "factors": factors, "alpha": alpha, "regularization": regularization}
         for factors, alpha, regularization in (
-            (64, 1.0, 0.01),
-            (64, 10.0, 1.0),
-            (64, 40.0, 1.0),
-            (128, 10.0, 10.0),
             (64, 10.0, 10.0),
-            (64, 40.0, 50.0),
+            (64, 40.0, 200.0),
+            (128, 40.0, 200.0),
+            (128, 40.0, 400.0),
+            (256, 40.0, 400.0),
         )
     ],
     "bpr": [
-        {"model": "bpr", "factors": factors, "learning_rate": rate, "regularization": regularization}
-        for factors, rate, regularization in (
-            (64, 0.02, 0.01),
-            (64, 0.05, 0.01),
-            (128, 0.02, 0.01),
-            (64, 0.02, 0.05),
-        )
+        {
+            "model": "bpr",
+            "factors": factors,
+            "learning_rate": rate,
+            "regularization": 0.01,
+            "iterations": passes,
+        }
+        for factors, rate, passes in ((16, 0.01, 50), (16, 0.01, 100), (64, 0.005, 100), (64, 0.02, 100))
     ],
 }
 
@@ -78,7 +79,7 @@ def _bpr(fold: Fold, bags: sparse.csr_matrix, unknown: np.ndarray, config: dict,
         factors=config["factors"],
         learning_rate=config["learning_rate"],
         regularization=config["regularization"],
-        iterations=100,
+        iterations=config["iterations"],
         num_threads=1,
         random_state=seed,
     )

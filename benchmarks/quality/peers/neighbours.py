@@ -14,17 +14,14 @@ CONFIGS = {
     "item_knn": [
         {"model": "item_knn", "neighbours": neighbours, "shrink": shrink, "weighting": weighting}
         for neighbours, shrink, weighting in (
-            (100, 0.0, "cosine"),
             (100, 20.0, "cosine"),
             (400, 20.0, "cosine"),
-            (400, 100.0, "cosine"),
-            (400, 20.0, "tfidf"),
+            (1500, 20.0, "cosine"),
             (400, 100.0, "tfidf"),
+            (1500, 50.0, "tfidf"),
         )
     ],
-    "ease": [
-        {"model": "ease", "regularization": value} for value in (30.0, 100.0, 200.0, 400.0, 800.0, 1600.0)
-    ],
+    "ease": [{"model": "ease", "regularization": value} for value in (200.0, 400.0, 800.0)],
 }
 
 

@@ -18,17 +18,15 @@ from benchmarks.quality.folds import Fold
 from benchmarks.quality.measure import Scorer
 from benchmarks.quality.peers.popular import with_popular_fallback
 
-PATIENCE = 2
-MAX_PASSES = 12
+PATIENCE = 1
+MAX_PASSES = 8
 HISTORY_LENGTH = 50
 BATCH_SIZE = 1024
+# Beside it on the validation day of KuaiRand, after the third pass, where this is at 0.369: temperature 0.07 at 0.360,
+# negatives by popularity to the power 0.5 at 0.318.
 CONFIGS = {
     "rechub_youtube_dnn": [
-        # The library's own example: every embedding 16 wide, temperature 0.02, uniform negatives.
-        {"dims": [128, 64, 16], "temperature": 0.02, "negatives": 50, "power": 0.0, "user_columns": True},
         {"dims": [128, 64], "temperature": 0.1, "negatives": 100, "power": 0.0, "user_columns": False},
-        {"dims": [128, 64], "temperature": 0.1, "negatives": 100, "power": 0.5, "user_columns": False},
-        {"dims": [128, 64], "temperature": 0.07, "negatives": 100, "power": 0.0, "user_columns": False},
     ]
 }
 

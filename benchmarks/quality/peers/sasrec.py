@@ -26,13 +26,13 @@ from benchmarks.quality.folds import Fold
 from benchmarks.quality.measure import Scorer
 from benchmarks.quality.peers.popular import with_popular_fallback
 
-PATIENCE = 2
-MAX_PASSES = 20
+PATIENCE = 1
+MAX_PASSES = 10
+# Beside it on the validation day of KuaiRand: learning rate 1e-3 was at 0.298 after the third pass, where this is at
+# 0.381; a pass of two blocks takes twice as long.
 CONFIGS = {
     "sasrec": [
-        {"n_factors": 64, "n_blocks": 2, "n_heads": 2, "dropout_rate": 0.2, "loss": "softmax", "lr": 1e-3},
-        {"n_factors": 64, "n_blocks": 1, "n_heads": 1, "dropout_rate": 0.4, "loss": "softmax", "lr": 1e-3},
-        {"n_factors": 64, "n_blocks": 2, "n_heads": 2, "dropout_rate": 0.2, "loss": "gBCE", "lr": 1e-3},
+        {"n_factors": 64, "n_blocks": 1, "n_heads": 2, "dropout_rate": 0.2, "loss": "softmax", "lr": 3e-3},
     ]
 }
 SESSION_LENGTH = 50
