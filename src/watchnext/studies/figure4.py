@@ -432,6 +432,7 @@ def draw(rows: Sequence[Row], *, curves: Mapping[float, Mapping[str, np.ndarray]
     dials = [dial for dial in DIALS[::-1] if dial in curves]
     figure = Figure(figsize=(1.0 + 4.6 * len(dials), 4.6), layout="constrained")
     day = np.arange(-BEFORE_UPLOAD, MOST_DAYS)
+    highest = 100.0 * max(np.nanmax(curve) for own in curves.values() for curve in own.values())
     for axes, dial in zip(figure.subplots(1, len(dials), squeeze=False, sharey=True)[0], dials, strict=True):
         for name, curve in curves[dial].items():
             label = name if name == "truth" else f"{name}, slope {slopes[dial, name]:.2f}"
@@ -442,6 +443,8 @@ def draw(rows: Sequence[Row], *, curves: Mapping[float, Mapping[str, np.ndarray]
             xlabel="days since upload",
             ylabel="share of the day's watches, %",
         )
+        # Room for the legend above the curves.
+        axes.set_ylim(-0.03 * highest, 1.5 * highest)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small", loc="upper right")
     return figure
