@@ -268,7 +268,7 @@ def draw_differences(rows: Sequence[Row]) -> "Figure":
         axes.set(title=metric)
         axes.grid(axis="y", alpha=0.3)
     # Beside the panels, where it hides no interval; a variant may be missing from some of them.
-    told = {}
+    told: dict[str, Any] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         told.update(zip(labels, handles, strict=True))
