@@ -3,10 +3,11 @@
 import json
 import shutil
 import time
+from pathlib import Path
 
 import psutil
 import pytest
-from conftest import TABLES, Project
+from conftest import TABLES, Project, wait_for
 
 from watchnext import config
 
@@ -54,3 +55,46 @@ def test_killed_in_any_stage_the_next_repro_ends_the_same(
         )
     if stage == config.STAGES[-1]:
         assert all(run["status"] != "RUNNING" for run in project.runs())
+
+
+def test_a_training_killed_after_a_checkpoint_goes_on_from_it_and_says_so(copy_of_finished: Project) -> None:
+    """`kill -9` of dvc once there is a checkpoint; the next run ends with the weights of one that was left alone."""
+    project = copy_of_finished
+    project.set_params(
+        {
+            "training.checkpoint_every_s": 0.0,
+            "train_retrieval.epochs": 20,
+            "train_retrieval.patience": 20,
+        }
+    )
+    command = ("dvc", "repro", "--force", "--single-item", "train_retrieval")
+
+    def checkpoint() -> list[Path]:
+        return list((project.root / ".checkpoints" / "train_retrieval").glob("*/step-*/progress.json"))
+
+    with project.start(*command) as dvc:
+        wait_for(checkpoint, "a checkpoint")
+        assert dvc.poll() is None, "train_retrieval ended before it could be killed"
+        dvc.kill()
+        dvc.communicate()
+    wait_for(lambda: not _runs_in(project.root), "the end of the stage whose dvc was killed")
+    assert checkpoint(), "what DVC does to outputs must not reach the checkpoints"
+
+    said = project.run(*command)
+    assert "train_retrieval: goes on from its checkpoint" in said
+    assert not (project.root / ".checkpoints" / "train_retrieval").exists()
+    resumed = project.metrics("train_retrieval")
+    said = project.run(*command)
+    assert "goes on from its checkpoint" not in said
+    assert resumed["weights_digest"] == project.metrics("train_retrieval")["weights_digest"]
+
+
+def _runs_in(root: Path) -> bool:
+    """Whether a stage is at work in this folder."""
+    for process in psutil.process_iter():
+        try:
+            if "watchnext.stages._runner" in process.cmdline() and process.cwd() == str(root):
+                return process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            continue
+    return False
