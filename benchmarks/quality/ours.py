@@ -25,7 +25,19 @@ from watchnext.features.batches import Encoder, read_examples
 from watchnext.stages import featurize, train_retrieval
 
 NAME = "watchnext"
-CONFIGS: tuple[dict[str, Any], ...] = ({},)
+CONFIGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"head": "linear", "watch_dropout": 0.5, "shown_dropout": 0.5, "epochs": 8},
+    {
+        "head": "linear",
+        "watch_dropout": 0.5,
+        "shown_dropout": 0.5,
+        "embedding_dim": 128,
+        "batch_size": 1024,
+        "in_batch_negatives": False,
+        "epochs": 8,
+    },
+)
 """What is tried, as changes to params.yaml's `train_retrieval`: as many as the trained peers may try."""
 
 

@@ -6,6 +6,7 @@ shared by the batch, and the labels of the batch, each corrected for how often i
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
@@ -33,8 +34,14 @@ from watchnext.models.towers import (
 )
 
 HISTORY = "history"
+SHOWN_UNWATCHED = "shown_unwatched"
 EXAMPLE_AGE = "example_age_s"
 USER = "user"
+
+Head = Literal["relu", "linear"]
+"""What gives the query embedding. `relu`: the last ReLU layer, D wide, as in the paper (section 3.5), so that no component
+is negative. `linear`: ReLU layers from 2 D down stand below a linear layer of D - 1 components; the last component is
+1, against which the last one of a candidate is a bias of its own, so that how popular it is takes no other."""
 
 
 class QueryTower(tf.keras.Model):
@@ -51,6 +58,8 @@ class QueryTower(tf.keras.Model):
         longest_example_age_s: the age that is scaled to 1.
         pooling: how a bag becomes one vector.
         watch_dropout: share of a training bag's watches that is left out at random.
+        shown_dropout: the same of the videos that were shown and not watched.
+        head: see `Head`; without ReLU layers (depth 0) both are linear, and `linear` has the bias alone beside.
         serving_example_age_s: added to every example age when served, in seconds; the paper serves at 0 or slightly
             below.
         matmul_dtype: of the layers' products in training, and of those of the loss.
@@ -66,6 +75,8 @@ class QueryTower(tf.keras.Model):
         longest_example_age_s: float,
         pooling: Pooling = "mean",
         watch_dropout: float = 0.0,
+        shown_dropout: float = 0.0,
+        head: Head = "relu",
         serving_example_age_s: float = 0.0,
         matmul_dtype: tf.DType = tf.float32,
     ) -> None:
@@ -78,7 +89,8 @@ class QueryTower(tf.keras.Model):
         self.features = tuple(features)
         self.embedding_dim = embedding_dim
         self.pooling: Pooling = pooling
-        self.watch_dropout = watch_dropout
+        self.dropout = {HISTORY: watch_dropout, SHOWN_UNWATCHED: shown_dropout}
+        self.head: Head = head
         self.longest_example_age_s = max(longest_example_age_s, 1.0)
         self.serving_example_age_s = serving_example_age_s
         self.matmul_dtype = matmul_dtype
@@ -93,11 +105,15 @@ class QueryTower(tf.keras.Model):
                 spec.space for spec in features if spec.kind in ("multivalent", "categorical") and spec.space
             )
         }
-        self.tower = (
-            relu_tower(halving_widths(embedding_dim, depth), name="tower")
-            if depth
-            else tf.keras.Sequential([tf.keras.layers.Dense(embedding_dim, name="linear")], name="tower")
-        )
+        if head == "linear":
+            self.tower = relu_tower(halving_widths(2 * embedding_dim, depth), name="tower")
+            self.tower.add(tf.keras.layers.Dense(embedding_dim - 1, name="linear"))
+        else:
+            self.tower = (
+                relu_tower(halving_widths(embedding_dim, depth), name="tower")
+                if depth
+                else tf.keras.Sequential([tf.keras.layers.Dense(embedding_dim, name="linear")], name="tower")
+            )
         self.serve = tf.function(self._serve, input_signature=[serving_specs(self.features)])
 
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
@@ -115,10 +131,11 @@ class QueryTower(tf.keras.Model):
         for spec in self.features:
             if spec.kind == "multivalent":
                 bag = inputs[spec.name]
-                if training and spec.name == HISTORY and self.watch_dropout:
+                dropout = self.dropout.get(spec.name, 0.0)
+                if training and dropout:
                     # Not `tf.random.uniform`: a training that goes on after a kill has to go on with its draws.
                     drawn = tf.random.get_global_generator().uniform(tf.shape(bag))
-                    bag = tf.where(drawn < self.watch_dropout, 0, bag)
+                    bag = tf.where(drawn < dropout, 0, bag)
                 bags.setdefault(spec.space or spec.name, {})[spec.name] = bag
         pooled: dict[str, tf.Tensor] = {}
         for space, of_space in bags.items():
@@ -141,7 +158,12 @@ class QueryTower(tf.keras.Model):
                 age = values[:, tf.newaxis] / self.longest_example_age_s
                 parts += [age, tf.square(age), tf.sqrt(tf.maximum(age, 0.0))]
         # Queries that are served come from float32, whatever they were trained in: any machine has that.
-        return run_tower(self.tower, tf.concat(parts, axis=1), self.matmul_dtype if training else tf.float32)
+        queries = run_tower(
+            self.tower, tf.concat(parts, axis=1), self.matmul_dtype if training else tf.float32
+        )
+        return (
+            tf.concat([queries, tf.ones_like(queries[:, :1])], axis=1) if self.head == "linear" else queries
+        )
 
     def _serve(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         if EXAMPLE_AGE in inputs:
@@ -187,6 +209,12 @@ class RetrievalModel(tfrs.Model):
             shape=(len(sampler.probability), query_tower.embedding_dim),
             initializer=tf.keras.initializers.RandomNormal(stddev=0.05),
         )
+        if query_tower.head == "linear":
+            # A bias begins where it alone would end: at the logarithm of how often the candidate is a label.
+            bias = np.log(label_frequency + 1.0)
+            embeddings = self.candidate_embeddings.numpy()
+            embeddings[:, -1] = bias - bias.mean()
+            self.candidate_embeddings.assign(embeddings)
         count = expected_candidate_count(
             sampler,
             label_frequency,
@@ -250,6 +278,8 @@ def train(
     in_batch_negatives: bool = True,
     estimator: Estimator = "consistent",
     serving_example_age_s: float = 0.0,
+    shown_dropout: float = 0.0,
+    head: Head = "relu",
     matmul_dtype: MatmulDtype = "auto",
     objective: str = "map",
     where: str = "train_retrieval",
@@ -279,6 +309,8 @@ def train(
         in_batch_negatives: whether labels of the batch are negatives, too.
         estimator: see `losses.sampled_softmax_loss`.
         serving_example_age_s: example age that is served, in seconds: 0 or slightly below.
+        shown_dropout: share of a bag's shown and unwatched videos left out at random in training.
+        head: what gives the query embedding, see `Head`.
         matmul_dtype: what matrices are multiplied in; weights and sums stay float32. `auto`: bfloat16 where that is
             fast, see `towers.fastest_matmul_dtype`.
         objective: which of the metrics decides on the epoch; more is better.
@@ -307,6 +339,8 @@ def train(
         longest_example_age_s=float(examples[EXAMPLE_AGE].max()) if EXAMPLE_AGE in examples else 1.0,
         pooling=pooling,
         watch_dropout=watch_dropout,
+        shown_dropout=shown_dropout,
+        head=head,
         serving_example_age_s=serving_example_age_s,
         matmul_dtype=fastest_matmul_dtype() if matmul_dtype == "auto" else tf.as_dtype(matmul_dtype),
     )

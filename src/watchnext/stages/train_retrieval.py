@@ -45,7 +45,9 @@ class Params(Section):
     pooling: Literal["mean", "sum", "max"] = "mean"
     embedding_dim: int = Field(default=64, ge=2)
     depth: int = Field(default=1, ge=0, le=8)
+    head: Literal["relu", "linear"] = "relu"
     watch_dropout: float = Field(default=0.3, ge=0, lt=1)
+    shown_dropout: float = Field(default=0.0, ge=0, lt=1)
     serving_example_age_s: float = Field(default=0.0, le=0)
     batch_size: int = Field(default=512, ge=1)
     negatives: int = Field(default=2000, ge=1)

@@ -95,6 +95,8 @@ def test_the_model_trains_the_corrected_softmax_over_batch_labels_and_shared_dra
         {"sampler": "log_uniform", "unique_negatives": True},
         {"sampler": "uniform", "in_batch_negatives": False},
         {"estimator": "tfrs"},
+        {"head": "linear", "shown_dropout": 0.5},
+        {"head": "linear", "depth": 0, "matmul_dtype": "bfloat16"},
         {"negatives": 100},  # more than there are candidates
         {"batch_size": 1000},  # more than there are examples
     ],
@@ -187,6 +189,48 @@ def test_depth_0_is_linear(depth, is_linear):
     embedded = tower({"history": tf.constant([[1, 2], [3, 4], [1, 3], [2, 4]])}).numpy()
     equal = np.allclose(embedded[0] + embedded[1], embedded[2] + embedded[3], atol=1e-5)
     assert equal == is_linear
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_the_linear_head_has_a_bias_per_video_and_components_of_either_sign(depth):
+    """Untrained, the bias orders videos by how often they are labels; the ReLU head has no component below 0."""
+    frequency = np.array([5, 0, 90, 30, 1, 1, 1, 1, 1, 1, 1, 1])
+
+    def model(head):
+        tf.keras.utils.set_random_seed(5)
+        tower = retrieval.QueryTower(
+            ALL, vocabulary_sizes=SIZES, embedding_dim=8, depth=depth, longest_example_age_s=1e6, head=head
+        )
+        sampler = make_sampler("uniform", num_candidates=12, label_frequency=frequency, alpha=0.0)
+        built = retrieval.RetrievalModel(tower, sampler, label_frequency=frequency, batch_size=6, negatives=4)
+        return retrieval.embed_queries(tower, examples()), built.candidate_embeddings.numpy()
+
+    queries, candidates = model("linear")
+    assert queries.shape == (64, 8)
+    assert candidates.shape == (12, 8)
+    assert (queries[:, -1] == 1.0).all()
+    assert candidates[[2, 3, 0], -1] - candidates[1, -1] == pytest.approx(np.log([91, 31, 6]), rel=1e-5)
+    assert (queries[:, :-1] < 0).any()
+    relu, _ = model("relu")
+    assert (relu.min() >= 0) == (depth > 0)
+
+
+def test_shown_videos_drop_out_in_training_alone_and_only_where_asked():
+    features = (HISTORY, FeatureSpec("shown_unwatched", "multivalent", "video", 5))
+    bags = tf.constant(np.tile(np.arange(1, 6, dtype=np.int32), (200, 1)))
+    empty = tf.zeros_like(bags)
+
+    def kinds(dropout, training):
+        tf.keras.utils.set_random_seed(5)
+        tower = retrieval.QueryTower(
+            features, vocabulary_sizes=SIZES, embedding_dim=4, depth=0, longest_example_age_s=1.0,
+            watch_dropout=0.5, shown_dropout=dropout,
+        )  # fmt: skip
+        embedded = tower({"history": empty, "shown_unwatched": bags}, training=training).numpy()
+        return len(np.unique(np.round(embedded, 5), axis=0))
+
+    assert 10 < kinds(0.5, True) <= 32
+    assert kinds(0.0, True) == kinds(0.5, False) == 1
 
 
 def test_a_vocabulary_of_one_video_trains():
