@@ -2,6 +2,7 @@
 # make repro SOURCE=kuairand DATA=path/to/kuairand      the same on real logs (writes both into params.yaml)
 # make repro SOURCE=simulated                           back to the simulated source
 # make bench-quality    candidate generation beside its alternatives; SOURCE and DATA as above, simulated without them
+# make bench-train      how fast candidate generation trains, beside its alternatives; ten minutes, on an idle machine
 # make test | check | ui | status | lock | clean
 
 PYTHON ?= python3.11
@@ -17,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPATH :=
 
-.PHONY: repro bench-quality test check ui status lock clean help
+.PHONY: repro bench-quality bench-train test check ui status lock clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -74,6 +75,9 @@ $(PEERS_VENV)/.installed: benchmarks/requirements.txt
 
 bench-quality: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.quality $(if $(SOURCE),--source $(SOURCE)) $(if $(DATA),--data "$(DATA)")
+
+bench-train: $(VENV)/.installed $(PEERS_VENV)/.installed
+	@python -m benchmarks.train
 
 ui: $(VENV)/.installed
 	@watchnext ui --port $(UI_PORT)
