@@ -89,7 +89,7 @@ def test_ui_answers_on_loopback(project: Path) -> None:
         command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as server:
         try:
-            ends = time.monotonic() + 90
+            ends = time.monotonic() + 240
             while True:
                 try:
                     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
