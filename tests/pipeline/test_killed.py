@@ -73,7 +73,7 @@ def test_a_training_killed_after_a_checkpoint_goes_on_from_it_and_says_so(copy_o
         return list((project.root / ".checkpoints" / "train_retrieval").glob("*/step-*/progress.json"))
 
     with project.start(*command) as dvc:
-        wait_for(checkpoint, "a checkpoint")
+        wait_for(checkpoint, "a checkpoint", timeout_s=300)
         assert dvc.poll() is None, "train_retrieval ended before it could be killed"
         dvc.kill()
         dvc.communicate()
