@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from ruamel.yaml import YAML
@@ -13,6 +15,9 @@ from ruamel.yaml import YAML
 from watchnext import config
 from watchnext.console import print_table, say
 from watchnext.errors import InputError
+
+if TYPE_CHECKING:
+    from watchnext.registry import Registry
 
 _STATUS_METRICS = ("recall_at_100", "map", "weighted_pairwise_loss", "index_recall_at_100")
 """What the table of `status` shows; `--json` has them all."""
@@ -59,6 +64,165 @@ def status(
             for metrics in (entry["metrics"],)
         ]
         print_table(model["name"], ("role", "version", "metrics", "since", "why"), rows)
+
+
+_Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Registered model; needed where there are several.", show_default=False),
+]
+
+
+def _model_named(registry: "Registry", name: str | None) -> str:
+    names = registry.models()
+    if name is None and len(names) == 1:
+        return names[0]
+    if name is not None and name in names:
+        return name
+    raise InputError(
+        f"there is no registered model {name}"
+        if name is not None
+        else f"there are {len(names)} registered models",
+        where=registry.registry_uri,
+        offenders=names,
+        remedy="run `dvc repro` first" if not names else "name one by --model",
+    )
+
+
+def _instant(text: str) -> datetime:
+    """An instant in ISO 8601; UTC where it names no offset."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(
+            f"`{text}` is no instant", where="--at", remedy="2026-05-06T18:30:00, or a date"
+        ) from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option("--reason", help="Why, in a sentence: the history keeps it.")],
+    to: Annotated[
+        int | None,
+        typer.Option(
+            "--to", help="Version number of an earlier champion; without it, `previous`.", show_default=False
+        ),
+    ] = None,
+    model: _Model = None,
+) -> None:
+    """Make an earlier champion champion again, at once. Servers that follow the registry follow.
+
+    The version that was rolled back is not promoted again by `dvc repro`; `watchnext rollback --to` it takes that back.
+    """
+    from watchnext.registry import Registry
+
+    registry = Registry.open(Path.cwd())
+    name = _model_named(registry, model)
+    before, champion = registry.roll_back(name, to=to, reason=reason)
+    say(f"{name}: champion is version {champion.number}, no longer version {before}")
+
+
+@app.command()
+def history(
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="Only who was champion at this instant, and by what: 2026-05-06 or 2026-05-06T18:30:00+02:00;"
+            " UTC without an offset.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    model: _Model = None,
+) -> None:
+    """Say which version had which role when, and on what evidence."""
+    from watchnext.registry import Registry
+
+    registry = Registry.open(Path.cwd())
+    name = _model_named(registry, model)
+    if at is None:
+        events = registry.history(name)
+    else:
+        crowned = registry.champion_at(name, _instant(at))
+        events = [] if crowned is None else [crowned]
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(event) for event in events], indent=2) + "\n")
+    elif not events:
+        say(f"{name} had no champion at {at}" if at is not None else f"{name} has no history")
+    else:
+        rows = [
+            (
+                event.at[:19].replace("T", " "),
+                event.role,
+                "nobody" if event.version is None else f"version {event.version}",
+                "" if event.before is None else f"version {event.before}",
+                event.evidence,
+                event.reason,
+            )
+            for event in events
+        ]
+        print_table(name, ("since, UTC", "role", "who", "before", "evidence", "why"), rows)
+    by_hand = registry.moved_by_hand(name)
+    if at is None and by_hand is not None:
+        say(
+            f"version {by_hand} is champion now: the alias was set outside of watchnext, which nothing here knows of"
+        )
+
+
+@app.command()
+def explain(
+    version: Annotated[int, typer.Argument(help="Version number, see `watchnext status`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as one JSON object.")] = False,
+    model: _Model = None,
+) -> None:
+    """Say where a version comes from and why it is what it is: runs, commit, data, settings, checks, roles."""
+    from watchnext.registry import Registry
+    from watchnext.tracking import Tracker
+
+    registry = Registry.open(Path.cwd())
+    name = _model_named(registry, model)
+    told = registry.explain(name, version)
+    stages = Tracker.open(Path.cwd()).stage_runs(told["run_id"])
+    if as_json:
+        sys.stdout.write(json.dumps({**told, "stages": stages}, indent=2) + "\n")
+        return
+    facts = {
+        "roles": ", ".join(told["roles"]) or "none",
+        **{key: told[key] for key in ("registered_at", "trained_until_at", "source", "git_commit")},
+        **{key: told[key] for key in ("bundle_digest", "data_digest", "params_digest", "run_id")},
+        "rolled back because": told["rolled_back_because"],
+    }
+    print_table(
+        f"{name}, version {version}", ("what", "is"), [(key, value) for key, value in facts.items() if value]
+    )
+    for kind in ("gate", "shadow"):
+        if told[kind] is None:
+            say(f"no decision of the {kind} about it is kept")
+            continue
+        rows = [
+            tuple(str(check[key]) for key in ("name", "value", "bound", "outcome", "reason"))
+            for check in told[kind]["checks"]
+        ]
+        print_table(
+            f"{kind}: {told[kind]['verdict']}, {told[kind]['reason']}",
+            ("check", "value", "bound", "outcome", "why"),
+            rows,
+        )
+    runs = [(run["stage"], run["status"], run["run_id"], str(len(run["params"]))) for run in stages]
+    print_table("made by", ("stage", "status", "run in MLflow", "settings"), runs)
+    print_table(
+        "roles",
+        ("since, UTC", "role", "who", "why"),
+        [
+            (
+                event["at"][:19].replace("T", " "),
+                event["role"],
+                "nobody" if event["version"] is None else f"version {event['version']}",
+                event["reason"],
+            )
+            for event in told["events"]
+        ],
+    )
 
 
 @app.command()

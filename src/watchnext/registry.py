@@ -34,12 +34,16 @@ DATABASE = Path("mlruns/mlflow.db")
 LOCK = Path("mlruns/registry.lock")
 DOWNLOADS = Path("mlruns/bundles")
 BUNDLE_ARTIFACT = "bundle"
+ROLLBACK = "rollback"
+"""The evidence of an event by which somebody took a crowning back."""
 
 _DECISIONS = "decisions"
 _EVENT_TAG = "event."
 _METRIC_TAG = "metric."
+_VETO_TAG = "rolled_back_because"
 _MOVED_TAG = "moved."
 _INSTANT = "%Y-%m-%dT%H:%M:%S.%fZ"  # sorts as text; MLflow allows no plus sign in a tag's name
+_MADE_OF = ("source", "bundle_digest", "data_digest", "params_digest", "git_commit", "trained_until_at")
 _LOCK_WAIT_S = 60.0
 _BUSY_TIMEOUT_S = 10.0
 _TAG_CHARACTERS = 4000
@@ -73,6 +77,11 @@ class Version:
         return self.tags.get("source", "")
 
     @property
+    def rolled_back_because(self) -> str:
+        """Why somebody took the role of champion away from it; empty if nobody did, or gave it back since."""
+        return self.tags.get(_VETO_TAG, "")
+
+    @property
     def metrics(self) -> dict[str, float]:
         return {
             name.removeprefix(_METRIC_TAG): float(value)
@@ -91,8 +100,8 @@ class Event:
         version: who has it from then on; None for nobody.
         before: who had it until then; None for nobody.
         reason: one sentence.
-        evidence: what the decision rests on (`gate`, `offline`, `causal`).
-        run_id: run of the pipeline execution that decided.
+        evidence: what the decision rests on (`gate`, `offline`, `causal`, `rollback`).
+        run_id: run of the pipeline execution that decided; empty for a rollback, which no pipeline decides.
     """
 
     at: str
@@ -327,6 +336,83 @@ class Registry:
             self._client().delete_registered_model_alias(version.name, "challenger")
             self._mark_moved(version.name)
 
+    def roll_back(self, name: str, *, to: int | None = None, reason: str) -> tuple[int, Version]:
+        """Make a version champion that was it before, and keep the one of now from being promoted again.
+
+        The champion before the new one, if there was any, becomes `previous`. A version that a rollback goes to is
+        free of whatever kept it from being promoted. After a `kill -9` the champion is either of the two, and the
+        same call finishes what it began.
+
+        Args:
+            name: registered model.
+            to: version number; None: `previous`.
+            reason: one sentence.
+
+        Returns:
+            The number of the version that was champion until then, and the champion of now.
+
+        Raises:
+            InputError: there is nothing to go back to, the version was never champion, its files are gone or are not
+                those that were registered, or another process is changing the registry.
+        """
+        if not reason.strip():
+            raise InputError(
+                "a rollback needs a reason", remedy='--reason "what went wrong", for who reads the history'
+            )
+        with self._locked(), self._plainly():
+            begun = self._unmarked(name).get("champion")
+            if begun is not None and begun.evidence == ROLLBACK and to in (None, begun.version):
+                return self._finish_rollback(name, begun)
+            aliases = self._aliases(name)
+            champion = aliases.get("champion")
+            if champion is None:
+                raise InputError(
+                    f"{name} has no champion", where=self.registry_uri, remedy="see `watchnext status`"
+                )
+            target = self._way_back(name, aliases, to)
+            self.bundle(target)
+            self.record(self.version(name, champion), {_VETO_TAG: reason})
+            if target.rolled_back_because:
+                self.record(target, {_VETO_TAG: ""})
+            self._note(name, "champion", target.number, champion, reason, ROLLBACK, "")
+            self._client().set_registered_model_alias(name, "champion", str(target.number))
+            self._tidy(name)
+            self._mark_moved(name)
+        return champion, self.version(name, target.number)
+
+    def _finish_rollback(self, name: str, begun: Event) -> tuple[int, Version]:
+        assert begun.version is not None
+        assert begun.before is not None
+        self._tidy(name)
+        self._mark_moved(name)
+        return begun.before, self.version(name, begun.version)
+
+    def _way_back(self, name: str, aliases: Mapping[str, int], to: int | None) -> Version:
+        """The version that a rollback goes to."""
+        champion = aliases["champion"]
+        once = sorted(
+            {event.version for event in self._crownings(name) if event.version is not None} - {champion}
+        )
+        number = to if to is not None else aliases.get("previous")
+        offenders = [f"champions before: {', '.join(f'version {one}' for one in once) or 'none'}"]
+        if number is None:
+            raise InputError(
+                f"{name} has no previous champion to go back to",
+                where=self.registry_uri,
+                offenders=offenders,
+                remedy="name one by --to, if there is any",
+            )
+        if number == champion:
+            raise InputError(f"version {number} of {name} is the champion already", where=self.registry_uri)
+        if number not in once:
+            raise InputError(
+                f"version {number} of {name} was never champion: it cannot be gone back to",
+                where=self.registry_uri,
+                offenders=offenders,
+                remedy="a version becomes champion by the gate and the shadow comparison: `dvc repro`",
+            )
+        return self.version(name, number)
+
     def tidy(self, name: str) -> None:
         """Finish a change of roles that was killed before its last write: a champion is nobody's challenger."""
         if self.is_empty:
@@ -335,8 +421,8 @@ class Registry:
         both = aliases.get("challenger") is not None and aliases.get("challenger") == aliases.get("champion")
         if both or self._unmarked(name):
             with self._locked(), self._plainly():
-                self._mark_moved(name)
                 self._tidy(name)
+                self._mark_moved(name)
 
     def history(self, name: str) -> list[Event]:
         """Every change of roles of model `name`, oldest first."""
@@ -346,10 +432,71 @@ class Registry:
         return [] if model is None else _events(model.tags)
 
     def champion_at(self, name: str, instant: datetime) -> Event | None:
-        """The event by which the champion of that instant became champion; None before the first one."""
+        """The event by which the champion of that instant became champion; None before the first one.
+
+        An event that was written down and not carried out (its writer was killed in between) made nobody champion.
+        """
+        if self.is_empty:
+            return None
         until = instant.astimezone(UTC).strftime(_INSTANT)
-        past = [event for event in self.history(name) if event.role == "champion" and event.at <= until]
+        past = [event for event in self._crownings(name) if event.at <= until]
         return past[-1] if past else None
+
+    def moved_by_hand(self, name: str) -> int | None:
+        """The champion, if it is another than the history says: somebody set the alias past watchnext."""
+        crownings = self._crownings(name)
+        champion = self._aliases(name).get("champion")
+        return champion if champion != (crownings[-1].version if crownings else None) else None
+
+    def _crownings(self, name: str) -> list[Event]:
+        """Every event that made somebody champion, oldest first."""
+        tags = self._model_tags(name)
+        events = [event for event in _events(tags) if event.role == "champion"]
+        if not events:
+            return []
+        last = events[-1]
+        carried_out = (
+            self._aliases(name).get("champion") == last.version
+            or tags.get(f"{_MOVED_TAG}champion") == last.at
+        )
+        return events if carried_out else events[:-1]
+
+    def models(self) -> list[str]:
+        """Names of the registered models that hold bundles."""
+        return [model["name"] for model in self.status()]
+
+    def explain(self, name: str, number: int) -> dict[str, Any]:
+        """All that is known of a version: roles, events, what it was made of, what was decided about it and why.
+
+        Raises:
+            InputError: there is no such version.
+        """
+        if self.is_empty or self._model(name) is None:
+            raise InputError(
+                f"there is no model {name}", where=self.registry_uri, remedy="see `watchnext status`"
+            )
+        if not self._is_local:
+            with self._plainly():
+                numbers = [int(entry.version) for entry in self._search(f"name = '{name}'")]
+            if number not in numbers:
+                raise InputError(f"there is no version {number} of {name}", where=self.registry_uri)
+        version = self.version(name, number)
+        registered = datetime.fromtimestamp(version.registered_at_ms / 1000, UTC)
+        return {
+            "name": name,
+            "version": number,
+            "roles": [role for role, holder in self._aliases(name).items() if holder == number],
+            "registered_at": registered.isoformat(timespec="seconds"),
+            "run_id": version.run_id,
+            **{key: version.tags.get(key, "") for key in _MADE_OF},
+            "rolled_back_because": version.rolled_back_because,
+            "metrics": version.metrics,
+            "gate": self.recall(version, "gate"),
+            "shadow": self.recall(version, "shadow"),
+            "events": [
+                asdict(event) for event in self.history(name) if number in (event.version, event.before)
+            ],
+        }
 
     def status(self) -> list[dict[str, Any]]:
         """Every registered model that holds bundles: who has which role, since when, why, and its past."""
@@ -450,8 +597,22 @@ class Registry:
 
     def _tidy(self, name: str) -> None:
         aliases = self._aliases(name)
-        if aliases.get("challenger") is not None and aliases.get("challenger") == aliases.get("champion"):
+        champion = aliases.get("champion")
+        if champion is None:
+            return
+        if aliases.get("challenger") == champion:
             self._client().delete_registered_model_alias(name, "challenger")
+        crownings = self._crownings(name)
+        if crownings and (crownings[-1].version, crownings[-1].evidence) == (champion, ROLLBACK):
+            # The way back from it is whom it was crowned over, not who was rolled back.
+            judged = [
+                event for event in crownings if event.version == champion and event.evidence != ROLLBACK
+            ]
+            earlier = judged[-1].before if judged else None
+            if earlier is not None and aliases.get("previous") != earlier:
+                self._client().set_registered_model_alias(name, "previous", str(earlier))
+            if earlier is None and "previous" in aliases:
+                self._client().delete_registered_model_alias(name, "previous")
 
     def _aliases(self, name: str) -> dict[str, int]:
         if self._is_local:

@@ -298,6 +298,24 @@ class Tracker:
             run.data.tags.get(STAGE_TAG, "") for run in children if run.info.status in ("FINISHED", "FAILED")
         }
 
+    def stage_runs(self, parent_run_id: str) -> list[dict[str, Any]]:
+        """What is kept of the stages of an execution, in the order in which they ran.
+
+        Returns:
+            For each: `stage`, `run_id`, `status` and its settings `params`. Empty if the execution's runs are gone.
+        """
+        with said_plainly(self.tracking_uri):
+            children = self._search(f"tags.`{_PARENT_TAG}` = '{parent_run_id}'")
+        return [
+            {
+                "stage": run.data.tags.get(STAGE_TAG, ""),
+                "run_id": run.info.run_id,
+                "status": run.info.status,
+                "params": dict(run.data.params),
+            }
+            for run in sorted(children, key=lambda run: run.info.start_time)
+        ]
+
     def finish(self, parent_run_id: str, status: str) -> None:
         """Close an execution's run as FINISHED or FAILED. A run that failed stays failed."""
         for execution in self._executions():

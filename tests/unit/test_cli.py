@@ -105,5 +105,5 @@ def test_ui_answers_on_loopback(project: Path) -> None:
 
 def test_help_teaches() -> None:
     done = watchnext(ROOT, "--help")
-    for command in ("status", "ui", "use-source", "registry"):
+    for command in ("status", "history", "explain", "rollback", "ui", "use-source", "registry"):
         assert command in done.stdout

@@ -388,13 +388,16 @@ def promote_bundle(
     version = registry.find(name, digest)
     is_champion = version is not None and champion is not None and version.number == champion.number
     opponent = None if is_champion else champion
-    rules = {
+    rules: dict[str, object] = {
         "format": _FORMAT,
         "against": opponent.number if opponent else None,
         "exclude": exclude,
         "champion_not_comparable": champion_not_comparable,
         "checks": checks.model_dump(),
     }
+    rolled_back = "" if version is None or is_champion else version.rolled_back_because
+    if rolled_back:
+        rules["rolled_back_because"] = rolled_back
     key = json.dumps(rules, sort_keys=True)
     settled = version is not None and (is_champion or version.tags.get("gate_key") == key)
     written = previous_metrics or {}
@@ -406,6 +409,8 @@ def promote_bundle(
     decision = None
     if version is not None and (is_champion or version.tags.get("gate_decided") == key):
         decision = _recalled(registry, version)
+    if decision is None and rolled_back:
+        decision = _refused(rolled_back, against)
     if decision is None:
         decision = judge(
             candidate,
@@ -435,6 +440,20 @@ def promote_bundle(
         "checks_failed": sum(check.outcome == "failed" for check in decision.checks),
         **{metric: value for metric, value in decision.metrics.items() if math.isfinite(value)},
     }
+
+
+def _refused(rolled_back_because: str, against: str) -> Decision:
+    """Of a bundle that somebody rolled back: else the next run would undo the undo."""
+    check = Check(
+        "rolled_back",
+        rolled_back_because,
+        "not rolled back",
+        "failed",
+        "what was taken back by hand comes back by hand alone: `watchnext rollback --to`",
+    )
+    return Decision(
+        "rejected", f"it was champion and was rolled back: {rolled_back_because}", (check,), {}, against
+    )
 
 
 def _recalled(registry: Registry, version: Version) -> Decision | None:

@@ -256,6 +256,32 @@ def test_a_champion_whose_files_are_gone_does_not_block_for_good(
     assert stage.promote(right_bundle, champion_not_comparable="replace") is None
 
 
+def test_a_bundle_that_was_rolled_back_is_not_promoted_again(
+    stage: Stage, right_bundle: Bundle, wrong_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meant to fail without the veto: the next `dvc repro` undid the undo."""
+    monkeypatch.setattr(gate, "judge", lambda *_, **__: PASSED)
+    stage.promote(wrong_bundle)
+    stage.promote(right_bundle)
+    registry = Registry.open(stage.root)
+    second = registry.version("watchnext", 2)
+    registry.crown(
+        second, over=registry.version("watchnext", 1), reason="no veto", evidence="offline", run_id=""
+    )
+    registry.roll_back("watchnext", reason="slates of one channel")
+    refused = stage.promote(right_bundle)
+    assert refused is not None
+    assert (refused["verdict"], refused["role"]) == ("rejected", "none")
+    assert "rolled back: slates of one channel" in str(refused["reason"])
+    assert stage.roles() == {"champion": 1}
+    assert stage.promote(right_bundle) is None, "and stays so"
+    registry.roll_back("watchnext", to=2, reason="it was right after all")
+    back = stage.promote(right_bundle)
+    assert back is None or back["role"] == "champion"
+    assert stage.roles()["champion"] == 2
+    assert not Registry.open(stage.root).version("watchnext", 2).rolled_back_because
+
+
 def test_nothing_to_do_is_done_without_tensorflow_and_mlflow(
     stage: Stage, right_bundle: Bundle, wrong_bundle: Bundle
 ) -> None:
