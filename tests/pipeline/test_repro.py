@@ -87,6 +87,7 @@ def test_a_changed_ranking_parameter_reruns_nothing_upstream_and_cached_stages_s
     verdicts = project.metrics("promote")["verdict"], project.metrics("compare_shadow")["verdict"]
     expected = {
         ("rejected", "none"): {"champion": 1},
+        ("held", "none"): {"champion": 1},
         ("challenger", "keep"): {"champion": 1},
         ("challenger", "crown"): {"champion": 2, "previous": 1},
     }

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -23,6 +23,9 @@ from watchnext.console import print_table, say
 from watchnext.data.split import day_begins_at
 from watchnext.errors import InputError
 from watchnext.registry import Registry, UnusableBundleError, Version
+
+if TYPE_CHECKING:
+    from watchnext.evaluation.intervals import Change, PerUser
 
 Verdict = Literal["challenger", "rejected", "held"]
 Outcome = Literal["passed", "failed", "not judged"]
@@ -43,7 +46,7 @@ HEADLINES = (
 
 SMOKE_SLATE = 20
 
-_FORMAT = 1
+_FORMAT = 2
 """Raise it when a change of this code changes what a decision means: bundles are then judged anew."""
 
 
@@ -67,8 +70,13 @@ class Minimum(Section):
 
 
 class Checks(Section):
-    """What a bundle has to pass, `promote.checks` in params.yaml."""
+    """What a bundle has to pass, `promote.checks` in params.yaml.
 
+    Attributes:
+        confidence: how sure it has to be that the harm of a check with a margin is below it, each for itself.
+    """
+
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
     recall_at_100: Margin = Margin(margin=0.05, reason="candidates must not get worse for users")
     weighted_pairwise_loss: Margin = Margin(
         margin=0.05, reason="slates must not be ordered worse by watch time"
@@ -169,7 +177,8 @@ def judge(
     if not gate:
         return Decision("held", "the logs have too few days for a gate day", (), {}, against)
     begins = day_begins_at(date.fromisoformat(gate), manifest["time_zone"])
-    measured = measure(candidate, features, "gate", exclude=exclude)
+    ours = measure(candidate, features, "gate", exclude=exclude)
+    measured = dict(ours.metrics)
     measured |= _popular(features, date.fromisoformat(gate), exclude)
     found = [
         _trained_before("trained_until_at", candidate, begins),
@@ -186,14 +195,22 @@ def judge(
                 raise NotComparableError(champion.problem)
             with about_the_champion():
                 theirs = measure(champion, features, "gate", exclude=exclude)
+            changes = ours.changes(theirs, checks.confidence)
         except NotComparableError as error:
             problem = str(error)
         else:
             found.append(_trained_before("champion_trained_until_at", champion, begins))
-            found += compare(
-                measured, theirs, checks.recall_at_100, checks.weighted_pairwise_loss, "the champion's"
+            found += no_worse(
+                measured,
+                theirs.metrics,
+                changes,
+                checks.recall_at_100,
+                checks.weighted_pairwise_loss,
+                confidence=checks.confidence,
+                undecided="not judged",
             )
-            measured |= {f"champion_{name}": value for name, value in theirs.items()}
+            measured |= {f"champion_{name}": value for name, value in theirs.metrics.items()}
+            measured |= change_metrics(changes)
         found.append(_comparable(problem, champion_not_comparable))
     if champion is None or problem:
         for name, check in (
@@ -246,8 +263,37 @@ def _comparable(problem: str, rule: NotComparable) -> Check:
     )
 
 
-def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "none") -> dict[str, float]:
-    """recall_at_K, map, weighted_pairwise_loss, auc and index_recall_at_100 of a bundle on the examples of a day.
+@dataclass(frozen=True)
+class Measured:
+    """A bundle on the examples of a day.
+
+    Attributes:
+        metrics: recall_at_K, map, weighted_pairwise_loss, auc and index_recall_at_100.
+        per_user: what recall_at_100 and weighted_pairwise_loss are the means of, by user.
+    """
+
+    metrics: Mapping[str, float]
+    per_user: Mapping[str, "PerUser"]
+
+    def changes(self, other: "Measured", confidence: float) -> dict[str, "Change"]:
+        """How much it differs from another bundle on the same examples: each end alone holds at `confidence`.
+
+        Raises:
+            NotComparableError: they were not judged on the same examples.
+        """
+        from watchnext.evaluation.intervals import paired_change
+
+        try:
+            return {
+                name: paired_change(own, other.per_user[name], level=2 * confidence - 1)
+                for name, own in self.per_user.items()
+            }
+        except ValueError as error:
+            raise NotComparableError(str(error)) from error
+
+
+def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "none") -> Measured:
+    """Measure a bundle on the examples of a day.
 
     Args:
         bundle: whose models, index and vocabularies to use.
@@ -259,6 +305,8 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
 
     from watchnext.evaluation import offline
     from watchnext.evaluation.candidates import nominated_by, stored_scorer
+    from watchnext.evaluation.intervals import PerUser, per_user
+    from watchnext.evaluation.metrics import pairwise_losses
     from watchnext.features.batches import Encoder
     from watchnext.index.scann import ScannSearcher
     from watchnext.models.candidate_sources import Corpus, read_videos
@@ -287,35 +335,73 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
         nominated_by(scorer, features, split),
     )
     searcher = ScannSearcher.load(bundle.index / "scann")
-    return {
+    values = {
         **retrieval.metrics((10, 100)),
         **ranking.metrics(),
         "index_recall_at_100": offline.index_recall(query_tower, searcher, candidates, encoder, events, 100),
     }
+    mispredicted, total = pairwise_losses(
+        ranking.pair_scores, ranking.clicked, ranking.watch_time_s, ranking.groups
+    )
+    loss = PerUser(per_user(mispredicted, ranking.user_ids).totals, per_user(total, ranking.user_ids).totals)
+    hits = per_user((retrieval.ranks <= 100).astype(np.float64), retrieval.user_ids)
+    return Measured(values, {"recall_at_100": hits, "weighted_pairwise_loss": loss})
 
 
-def compare(
-    ours: Mapping[str, float], theirs: Mapping[str, float], recall: Margin, loss: Margin, whose: str
+def change_metrics(changes: Mapping[str, "Change"]) -> dict[str, float]:
+    """`change_` of each metric with the ends of its interval, as metrics of a stage."""
+    return {
+        f"change_{name}{end}": value
+        for name, change in changes.items()
+        for end, value in (("", change.value), ("_low", change.low), ("_high", change.high))
+    }
+
+
+def no_worse(
+    ours: Mapping[str, float],
+    theirs: Mapping[str, float],
+    changes: Mapping[str, "Change"],
+    recall: Margin,
+    loss: Margin,
+    *,
+    confidence: float,
+    undecided: Outcome,
 ) -> list[Check]:
-    """No worse than another model beyond a margin: recall from below, loss from above."""
-    lowest = theirs["recall_at_100"] * (1 - recall.margin)
-    highest = theirs["weighted_pairwise_loss"] * (1 + loss.margin)
-    return [
-        Check(
-            "recall_at_100",
-            _shown(ours["recall_at_100"]),
-            f">= {_shown(lowest)} ({whose} {_shown(theirs['recall_at_100'])} less {recall.margin:.1%})",
-            _outcome(ours["recall_at_100"], lowest, at_least=True),
-            recall.reason,
-        ),
-        Check(
-            "weighted_pairwise_loss",
-            _shown(ours["weighted_pairwise_loss"]),
-            f"<= {_shown(highest)} ({whose} {_shown(theirs['weighted_pairwise_loss'])} plus {loss.margin:.1%})",
-            _outcome(ours["weighted_pairwise_loss"], highest, at_least=False),
-            loss.reason,
-        ),
-    ]
+    """Non-inferiority to another model: recall may fall, and loss may rise, by a share of the other's value.
+
+    A check is passed when its harm is below the margin at `confidence`, by the end of the interval. It fails when
+    harm is shown (the interval's other end is beyond 0) and is not shown to be below the margin.
+
+    Args:
+        ours: metrics of the model in question.
+        theirs: metrics of the other.
+        changes: of both metrics, see `Measured.changes`.
+        recall: margin of recall_at_100.
+        loss: margin of weighted_pairwise_loss.
+        confidence: of each end.
+        undecided: the outcome where neither is shown: `not judged` where proof is asked for, `passed` where
+            harm has to be shown.
+    """
+    checks = []
+    for name, check, worse in (("recall_at_100", recall, -1.0), ("weighted_pairwise_loss", loss, 1.0)):
+        change = changes[name]
+        least, most = sorted((worse * change.low, worse * change.high))
+        outcome = undecided
+        if math.isnan(change.value):
+            outcome = "not judged"
+        elif most <= check.margin:
+            outcome = "passed"
+        elif least > 0:
+            outcome = "failed"
+        value = f"{_shown(ours[name])}, {change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
+        bound = (
+            f"{'no lower' if worse < 0 else 'no higher'} than the champion's {_shown(theirs[name])} by"
+            f" {check.margin:.1%} at {confidence:.0%}"
+        )
+        if outcome != "passed" and math.isfinite(change.standard_error):
+            bound += f"; this day shows {change.detectable(confidence):.1%} of equal models"
+        checks.append(Check(name, value, bound, outcome, check.reason))
+    return checks
 
 
 def smoke_request(bundle: Bundle) -> Check:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -26,17 +26,21 @@ from watchnext.decisions.gate import (
     NotComparableError,
     Table,
     about_the_champion,
+    change_metrics,
     checks_of,
-    compare,
     finite,
     html_page,
     measure,
     metrics_of,
+    no_worse,
 )
 from watchnext.errors import InputError
 from watchnext.features.history import Id
 from watchnext.recommend.recommender import Recommender, Slate
 from watchnext.registry import Registry, UnusableBundleError, Version
+
+if TYPE_CHECKING:
+    from watchnext.evaluation.intervals import Change
 
 Verdict = Literal["crown", "keep", "continue"]
 Evidence = Literal["offline", "causal"]
@@ -46,7 +50,7 @@ RBO_PERSISTENCE = 0.9
 
 _WARM_UP = 5
 
-_FORMAT = 1
+_FORMAT = 2
 """Raise it when a change of this code changes what a comparison means: the same two are then compared anew."""
 
 T = TypeVar("T")
@@ -75,8 +79,13 @@ class Slower(Section):
 
 
 class Vetoes(Section):
-    """What keeps a challenger from the crown, `compare_shadow.vetoes` in params.yaml."""
+    """What keeps a challenger from the crown, `compare_shadow.vetoes` in params.yaml.
 
+    Attributes:
+        confidence: of the intervals of what has a margin; there harm has to be shown, the gate asked for the contrary.
+    """
+
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
     recall_at_100: Margin = Margin(margin=0.05, reason="no worse on the day after the gate day either")
     weighted_pairwise_loss: Margin = Margin(
         margin=0.05, reason="no worse on the day after the gate day either"
@@ -336,11 +345,19 @@ def summarize(paired: Sequence[Paired], length: int) -> dict[str, float]:
     return metrics
 
 
-def decide(metrics: Mapping[str, float], vetoes: Vetoes, *, length: int, evidence: Evidence) -> Comparison:
+def decide(
+    metrics: Mapping[str, float],
+    changes: Mapping[str, "Change"],
+    vetoes: Vetoes,
+    *,
+    length: int,
+    evidence: Evidence,
+) -> Comparison:
     """Weigh the figures of the shadow day.
 
     Args:
-        metrics: of `summarize`, and `measure` of both with the prefixes champion_ and challenger_.
+        metrics: of `summarize`, and of `measure` of both with the prefixes champion_ and challenger_.
+        changes: from champion to challenger, see `Measured.changes`.
         vetoes: bounds and reasons.
         length: of the slates.
         evidence: what it takes to crown.
@@ -349,7 +366,15 @@ def decide(metrics: Mapping[str, float], vetoes: Vetoes, *, length: int, evidenc
         {name.removeprefix(who): value for name, value in metrics.items() if name.startswith(who)}
         for who in ("challenger_", "champion_")
     )
-    checks = compare(ours, theirs, vetoes.recall_at_100, vetoes.weighted_pairwise_loss, "the champion's")
+    checks = no_worse(
+        ours,
+        theirs,
+        changes,
+        vetoes.recall_at_100,
+        vetoes.weighted_pairwise_loss,
+        confidence=vetoes.confidence,
+        undecided="passed",
+    )
     overlap, floor = metrics[f"slate_overlap_at_{length}"], vetoes.slate_overlap.minimum
     checks.append(
         Check(
@@ -612,14 +637,15 @@ def _compare(
         with about_the_champion():
             theirs = measure(bundles["champion"], features, "shadow", exclude=rules["exclude"])
             first = Recommender.open(bundles["champion"])
+        changes = ours.changes(theirs, vetoes.confidence)
     except NotComparableError as error:
         return _not_comparable(str(error), evidence), []
     asked = read_requests(tables, day, manifest["time_zone"], rules["requests"])
     paired = replay(first, second, asked, tables, features, day, rules["slate_length"])
-    metrics = summarize(paired, rules["slate_length"])
+    metrics = summarize(paired, rules["slate_length"]) | change_metrics(changes)
     for who, measured in (("champion", theirs), ("challenger", ours)):
-        metrics |= {f"{who}_{metric}": value for metric, value in measured.items()}
-    return decide(metrics, vetoes, length=rules["slate_length"], evidence=evidence), paired
+        metrics |= {f"{who}_{metric}": value for metric, value in measured.metrics.items()}
+    return decide(metrics, changes, vetoes, length=rules["slate_length"], evidence=evidence), paired
 
 
 def _not_comparable(problem: str, evidence: Evidence) -> Comparison:

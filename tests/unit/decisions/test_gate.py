@@ -18,8 +18,9 @@ from tiny_world import as_format_1, make_bundle
 from watchnext.bundle import Bundle
 from watchnext.config import RecommendParams
 from watchnext.decisions import gate
-from watchnext.decisions.gate import Check, Checks, Decision, Margin, Minimum, compare, judge, promote_bundle
+from watchnext.decisions.gate import Check, Checks, Decision, Margin, Minimum, judge, no_worse, promote_bundle
 from watchnext.errors import InputError
+from watchnext.evaluation.intervals import Change
 from watchnext.registry import Registry
 from watchnext.stages import compare_shadow, evaluate, package, promote
 from watchnext.tracking import Tracker
@@ -32,35 +33,53 @@ def outcomes(decision: Decision) -> dict[str, str]:
     return {check.name: check.outcome for check in decision.checks}
 
 
-@pytest.mark.parametrize(
-    ("ours", "outcome"), [(0.200, "passed"), (0.1901, "passed"), (0.1899, "failed"), (math.nan, "not judged")]
-)
-def test_recall_may_fall_by_the_margin_and_no_further(ours: float, outcome: str) -> None:
-    recall, _ = compare(
-        {"recall_at_100": ours, "weighted_pairwise_loss": 0.3},
-        {"recall_at_100": 0.2, "weighted_pairwise_loss": 0.3},
-        Margin(margin=0.05, reason=""),
-        Margin(margin=0.05, reason=""),
-        "the champion's",
-    )
-    assert pytest.approx(0.19) == 0.2 * (1 - 0.05)
-    assert recall.outcome == outcome
+SAME = {"recall_at_100": 0.2, "weighted_pairwise_loss": 0.3}
+NONE = Change(0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("ours", "outcome"), [(0.10, "passed"), (0.3059, "passed"), (0.3061, "failed"), (math.nan, "not judged")]
+    ("low", "high", "proof_asked", "harm_asked"),
+    [
+        (-0.01, 0.02, "passed", "passed"),  # shown to be within the margin, and no harm shown
+        (-0.049, -0.01, "passed", "passed"),  # shown to be worse, and by less than the margin
+        (-0.051, -0.01, "failed", "failed"),  # shown to be worse, not shown to be within the margin
+        (-0.20, -0.10, "failed", "failed"),
+        (-0.051, 0.01, "not judged", "passed"),  # neither is shown
+        (math.nan, math.nan, "not judged", "not judged"),
+    ],
 )
-def test_loss_may_rise_by_the_margin_and_no_further(ours: float, outcome: str) -> None:
-    """Seen to fail with the margin taken off the loss instead of put on."""
-    _, loss = compare(
-        {"recall_at_100": 0.2, "weighted_pairwise_loss": ours},
-        {"recall_at_100": 0.2, "weighted_pairwise_loss": 0.3},
-        Margin(margin=0.02, reason=""),
-        Margin(margin=0.02, reason=""),
-        "the champion's",
-    )
-    assert pytest.approx(0.306) == 0.3 * (1 + 0.02)
-    assert loss.outcome == outcome
+@pytest.mark.parametrize("metric", ["recall_at_100", "weighted_pairwise_loss"])
+def test_harm_has_to_be_below_its_margin(
+    low: float, high: float, proof_asked: str, harm_asked: str, metric: str
+) -> None:
+    """Ends as of recall, which is worse when it falls; of a loss the ends swap signs and places."""
+    if metric == "weighted_pairwise_loss":
+        low, high = -high, -low
+    changes = {**dict.fromkeys(SAME, NONE), metric: Change((low + high) / 2, low, high, 0.01)}
+    for undecided, expected in (("not judged", proof_asked), ("passed", harm_asked)):
+        checks = no_worse(
+            SAME,
+            SAME,
+            changes,
+            Margin(margin=0.05, reason=""),
+            Margin(margin=0.05, reason=""),
+            confidence=0.95,
+            undecided=undecided,
+        )
+        found = {check.name: check for check in checks}
+        assert found.pop(metric).outcome == expected
+        (other,) = found.values()
+        assert other.outcome == "passed"
+
+
+def test_without_power_the_check_says_what_could_have_been_seen() -> None:
+    """(z of 0.95 + z of 0.8) standard errors: (1.645 + 0.842) * 0.04."""
+    changes = {**dict.fromkeys(SAME, NONE), "recall_at_100": Change(-0.01, -0.08, 0.06, 0.04)}
+    margins = Margin(margin=0.05, reason=""), Margin(margin=0.05, reason="")
+    recall, loss = no_worse(SAME, SAME, changes, *margins, confidence=0.95, undecided="not judged")
+    assert pytest.approx(0.0995, abs=1e-4) == (1.645 + 0.842) * 0.04
+    assert "this day shows 9.9% of equal models" in recall.bound
+    assert "this day" not in loss.bound
 
 
 def test_a_right_bundle_passes_without_a_champion(right_bundle: Bundle, world_features: Path) -> None:

@@ -28,6 +28,7 @@ from watchnext.decisions.replay import (
     summarize,
 )
 from watchnext.errors import InputError
+from watchnext.evaluation.intervals import Change
 from watchnext.recommend.recommender import Recommender
 from watchnext.registry import Registry, Version
 from watchnext.tracking import DATABASE, Tracker
@@ -120,6 +121,15 @@ def figures(**changes: float) -> dict[str, float]:
     return {**both, "slate_overlap_at_20": 0.6, **changes}
 
 
+def exact(found: dict[str, float]) -> dict[str, Change]:
+    """What the figures say of both models, known exactly."""
+    changes = {
+        name: found[f"challenger_{name}"] / found[f"champion_{name}"] - 1
+        for name in ("recall_at_100", "weighted_pairwise_loss")
+    }
+    return {name: Change(change, change, change, 0.0) for name, change in changes.items()}
+
+
 @pytest.mark.parametrize(
     ("changes", "verdict", "word"),
     [
@@ -137,16 +147,19 @@ def figures(**changes: float) -> dict[str, float]:
     ],
 )
 def test_vetoes(changes: dict[str, float], verdict: str, word: str) -> None:
-    decision = decide(figures(**changes), Vetoes(), length=20, evidence="offline")
+    found = figures(**changes)
+    decision = decide(found, exact(found), Vetoes(), length=20, evidence="offline")
     assert decision.verdict == verdict
     assert word in decision.reason
 
 
 def test_without_causal_evidence_nobody_is_crowned_where_it_is_asked_for() -> None:
-    decision = decide(figures(), Vetoes(), length=20, evidence="causal")
+    same = figures()
+    decision = decide(same, exact(same), Vetoes(), length=20, evidence="causal")
     assert (decision.verdict, decision.evidence) == ("continue", "causal")
     assert "no causal evidence yet" in decision.reason
-    vetoed = decide(figures(challenger_errors=1.0), Vetoes(), length=20, evidence="causal")
+    failing = figures(challenger_errors=1.0)
+    vetoed = decide(failing, exact(failing), Vetoes(), length=20, evidence="causal")
     assert vetoed.verdict == "keep"
 
 
