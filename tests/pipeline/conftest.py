@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
+
+KILLS_TO_TRY = 5
 
 TABLES = ("data/ingested", "data/validated", "data/features")
 """Outputs that hold tables: equal to the byte for equal inputs."""
@@ -121,18 +124,25 @@ class Project:
         return json.loads(done.stdout)
 
     def kill_in_stage(self, stage: str, *command: str) -> psutil.Process:
-        """Start `command`, wait until `stage` is at work, and `kill -9` the dvc process. Returns the stage's process."""
-        with self.start(*command) as dvc:
-            found = wait_for(lambda: self._stage_process(dvc.pid, stage), f"{stage} under {command}")
-            # Into the middle of its work: past its imports, while an output is half written; or, where the work
-            # is on the registry, a second into it.
-            ends = time.monotonic() + (1.0 if stage in ("promote", "compare_shadow") else 20.0)
-            while time.monotonic() < ends and dvc.poll() is None and not self.half_written():
-                time.sleep(0.02)
-            assert dvc.poll() is None, f"{stage} ended before it could be killed"
-            dvc.kill()
-            dvc.communicate()
-        return found
+        """Start `command`, wait until `stage` is at work, and `kill -9` the dvc process. Returns the stage's process.
+
+        A stage that writes for a few milliseconds can end unseen: then `command`, which has to run it each time, starts
+        again.
+        """
+        for _ in range(KILLS_TO_TRY):
+            with self.start(*command) as dvc:
+                found = wait_for(partial(self._stage_process, dvc.pid, stage), f"{stage} under {command}")
+                # Into the middle of its work: past its imports, while an output is half written; or, where the work
+                # is on the registry, a second into it.
+                ends = time.monotonic() + (1.0 if stage in ("promote", "compare_shadow") else 20.0)
+                while time.monotonic() < ends and dvc.poll() is None and not self.half_written():
+                    time.sleep(0.002)
+                if dvc.poll() is None:
+                    dvc.kill()
+                    dvc.communicate()
+                    return found
+                dvc.communicate()
+        raise AssertionError(f"{stage} ended {KILLS_TO_TRY} times before it could be killed")
 
     def half_written(self) -> list[Path]:
         """Outputs that a stage is making, or was killed while making."""
