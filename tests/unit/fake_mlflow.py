@@ -2,8 +2,11 @@
 
 import contextlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from watchnext.registry import Registry
 
 
 class Killed(BaseException):
@@ -46,3 +49,16 @@ class Snapshot:
         """Make the database what it was."""
         with contextlib.closing(sqlite3.connect(self.database)) as target:
             self.copy.backup(target)
+
+
+def killed_at(
+    at_write: int, start: Snapshot, root: Path, step: Callable[[Registry], object]
+) -> KilledAtWrite:
+    """Go back to `start`, then run `step` with a registry that dies at its n-th write. Returns the client."""
+    start.restore()
+    registry = Registry.open(root)
+    client = KilledAtWrite(registry._client(), at_write)
+    registry._mlflow_client = client
+    with contextlib.suppress(Killed):
+        step(registry)
+    return client

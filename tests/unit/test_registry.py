@@ -1,6 +1,5 @@
 """The registry: one version per bundle, one champion whatever happens, and a past that can be read."""
 
-import contextlib
 import json
 import sqlite3
 import subprocess
@@ -10,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from fake_mlflow import Killed, KilledAtWrite, Snapshot
+from fake_mlflow import Killed, KilledAtWrite, Snapshot, killed_at
 from test_bundle import make_parts, packaged
 
 from watchnext import tracking
@@ -346,12 +345,7 @@ def test_killed_at_any_write_the_rerun_ends_with_one_champion(project: Project, 
         before, after = after, {"champion": 2, "previous": 1}
     start = Snapshot(project.root / DATABASE)
     for at_write in range(1, 100):
-        start.restore()
-        registry = Registry.open(project.root)
-        client = KilledAtWrite(registry._client(), at_write)
-        registry._mlflow_client = client
-        with contextlib.suppress(Killed):
-            step(project, registry)
+        client = killed_at(at_write, start, project.root, lambda registry: step(project, registry))
         found = roles(Registry.open(project.root)).get("champion")
         assert found in (before.get("champion"), after["champion"]), client.writes
         step(project, Registry.open(project.root))

@@ -1,6 +1,5 @@
 """Undo and look up: who was champion when, and the way back, whatever happens on it."""
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from fake_mlflow import Killed, KilledAtWrite, Snapshot
+from fake_mlflow import Snapshot, killed_at
 from test_registry import Project, roles
 
 from watchnext.errors import InputError
@@ -99,12 +98,9 @@ def test_killed_at_any_write_it_is_finished(project: Project, finisher: str) -> 
     """Meant to fail with `previous` moved before `champion`: the second call went back one version more."""
     start = Snapshot(project.root / DATABASE)
     for at_write in range(1, 100):
-        start.restore()
-        registry = Registry.open(project.root)
-        client = KilledAtWrite(registry._client(), at_write)
-        registry._mlflow_client = client
-        with contextlib.suppress(Killed):
-            registry.roll_back("watchnext", reason="why")
+        client = killed_at(
+            at_write, start, project.root, lambda registry: registry.roll_back("watchnext", reason="why")
+        )
         killed = Registry.open(project.root)
         champion = roles(killed)["champion"]
         assert champion in (2, 3), client.writes

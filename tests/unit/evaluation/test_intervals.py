@@ -117,7 +117,7 @@ def test_it_holds_the_truth_as_often_as_it_says() -> None:
 
 
 def test_pairing_takes_out_what_users_have_in_common() -> None:
-    """Twice the spread between users, the same differences: the same interval of the change."""
+    """The same figures paired with the wrong users: a much wider interval."""
     ours, theirs = two_models(400, seed=3)
     paired = paired_change(ours, theirs, level=0.9)
     shuffled = PerUser(np.random.default_rng(1).permutation(ours.totals), ours.counts)
