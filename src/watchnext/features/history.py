@@ -118,6 +118,7 @@ def read_logs(engine: Engine, directory: Path) -> Logs:
 Stream = Literal[
     "impressions",
     "clicks",
+    "unclicked",
     "contexts",
     "watches_of_clicks",
     "watches",
@@ -159,10 +160,11 @@ class Streams:
 
     Attributes:
         tables: stream -> table with `user_id`, `at` (int64 microseconds), and its keys and measures; of
-            `search_tokens` with `tie` too (int64, the place of a token in its query). `at` is the instant at which the event
-            is known: of `impressions`, those of them that were clicked (`clicks`) or not (`shown_unwatched`) and
-            `contexts` (device and login, one per user and instant) when it was shown, of `watches_of_clicks`
-            (clicked impressions), `watches` and `completed_watches` the end of the watch.
+            `search_tokens` with `tie` too (int64, the place of a token in its query). `at` is the instant at which
+            the event is known: of `impressions`, those of them that were clicked (`clicks`) or not (`unclicked`;
+            with the rows of `history` that were not completed, `shown_unwatched`) and `contexts` (device and
+            login, one per user and instant) when it was shown, of `watches_of_clicks` (clicked impressions),
+            `watches` and `completed_watches` the end of the watch.
         order: stream -> columns that order a user's events, all but those that are equal.
     """
 
@@ -232,6 +234,7 @@ def make_streams(engine: Engine, logs: Logs) -> Streams:
     shown = streams["impressions"]
     streams["clicks"] = shown.filter(shown.clicks == 1).select("user_id", "video_id", "at")
     unwatched = shown.filter(shown.clicks == 0).select("user_id", "video_id", "at")
+    streams["unclicked"] = unwatched
     # Two requests of one instant may differ: of each fact the greatest value then, whatever the order of rows.
     context = {name: impressions[name] for name in ("device", "logged_in") if name in impressions.columns}
     if "logged_in" in context:
@@ -508,6 +511,7 @@ class UserHistory:
         self._impressions = _Running(width=1)
         self._watches_of_clicks = _Running(width=1)
         self._impressions_of_video: dict[Id, _Running] = {}
+        self._unclicked_of_video: dict[Id, list[int]] = {}
         self._shown_unwatched: list[tuple[int, Id]] = []
         self._contexts: list[tuple[int, str | None, bool | None]] = []
         self._begun: list[tuple[int, Id]] = []
@@ -564,6 +568,7 @@ class UserHistory:
             self._watches_of_clicks.add(end_of_watch(at, watch_time_s), (to_milliseconds(watch_time_s),))
         else:
             bisect.insort(self._shown_unwatched, (at, video_id))
+            bisect.insort(self._unclicked_of_video.setdefault(video_id, []), at)
         self._impressions_of_video.setdefault(video_id, _Running(width=1)).add(at, (1 - click,))
         self._add_context(at, device, logged_in)
 
@@ -645,6 +650,12 @@ class UserHistory:
             return 0, None
         _, (misses,), last_at = running.before(to_microseconds(before))
         return misses, last_at
+
+    def last_unclicked_at(self, video_id: Id, before: Instant) -> int | None:
+        """Microseconds of the last impression of this video within the logs without a click; None without one."""
+        instants = self._unclicked_of_video.get(video_id, [])
+        number = bisect.bisect_left(instants, to_microseconds(before))
+        return instants[number - 1] if number else None
 
     def shown_videos(self, before: Instant) -> list[Id]:
         """Videos that were shown to the user, those of the table `history` included, each once, in no order."""

@@ -37,6 +37,7 @@ STATISTICS_DAYS = 7
 """How many complete days before a request the statistics of a video cover."""
 
 RECENT_WATCHES_LENGTH = 20
+SEARCH_TOKENS_LENGTH = 20
 TOPICS_LENGTH = 10
 
 _MICROSECONDS = 1_000_000.0
@@ -187,6 +188,8 @@ _RECENT_WATCHES = AsOf("completed_watches", "recent", measure="video_id", length
 _COMPLETED = AsOf("completed_watches", "count")
 _MISSES_OF_VIDEO = AsOf("impressions", "sum", ("user_id", "video_id"), measure="misses")
 _LAST_IMPRESSION_OF_VIDEO = AsOf("impressions", "last_at", ("user_id", "video_id"))
+_LAST_UNCLICKED_OF_VIDEO = AsOf("unclicked", "last_at", ("user_id", "video_id"))
+_SEARCH_TOKENS = AsOf("search_tokens", "recent", measure="token", length=SEARCH_TOKENS_LENGTH)
 _WATCHES_OF_CHANNEL = AsOf("watches", "count", ("user_id", "channel_id"))
 _LAST_WATCH_OF_CHANNEL = AsOf("watches", "last_at", ("user_id", "channel_id"))
 
@@ -242,6 +245,26 @@ FEATURES: tuple[Feature, ...] = (
         needs=("impressions.device",),
     ),
     Feature(
+        name="region",
+        kind="categorical",
+        side="query",
+        space="region",
+        meaning="region of the user",
+        expression=lambda row: row.region,
+        evaluate=lambda moment, video: moment.request.region,
+        needs=("users.region",),
+    ),
+    Feature(
+        name="gender",
+        kind="categorical",
+        side="query",
+        space="gender",
+        meaning="gender of the user",
+        expression=lambda row: row.gender,
+        evaluate=lambda moment, video: moment.request.gender,
+        needs=("users.gender",),
+    ),
+    Feature(
         name="last_watched_video_id",
         kind="categorical",
         side="query",
@@ -273,6 +296,18 @@ FEATURES: tuple[Feature, ...] = (
         expression=lambda row: row[_RECENT_WATCHES.column],
         evaluate=lambda moment, video: moment.user.last_completed(RECENT_WATCHES_LENGTH, moment.at),
         reads=(_RECENT_WATCHES,),
+    ),
+    Feature(
+        name="recent_search_tokens",
+        kind="multivalent",
+        side="query",
+        space="search_token",
+        length=SEARCH_TOKENS_LENGTH,
+        meaning=f"the last {SEARCH_TOKENS_LENGTH} unigrams and bigrams of the user's searches, oldest first",
+        expression=lambda row: row[_SEARCH_TOKENS.column],
+        evaluate=lambda moment, video: moment.user.last_search_tokens(SEARCH_TOKENS_LENGTH, moment.at),
+        reads=(_SEARCH_TOKENS,),
+        needs=("searches.query",),
     ),
     # ---- continuous: the video
     Feature(
@@ -356,6 +391,17 @@ FEATURES: tuple[Feature, ...] = (
             moment.at, moment.user.impressions_of(video.video_id, moment.at)[1]
         ),
         reads=(_LAST_IMPRESSION_OF_VIDEO,),
+    ),
+    Feature(
+        name="since_unclicked_impression_of_video_s",
+        kind="continuous",
+        side="impression",
+        meaning="time since the video was last shown to the user without a click, s",
+        expression=lambda row: _seconds_sql(row["at"], row[_LAST_UNCLICKED_OF_VIDEO.column]),
+        evaluate=lambda moment, video: _seconds(
+            moment.at, moment.user.last_unclicked_at(video.video_id, moment.at)
+        ),
+        reads=(_LAST_UNCLICKED_OF_VIDEO,),
     ),
     Feature(
         name="watches_of_channel",
@@ -643,7 +689,9 @@ def ranking_tables(
     of_user = [quantity for quantity in reads if quantity.by == ("user_id",)]
     of_pair = [quantity for quantity in reads if quantity.by != ("user_id",)]
     requests = as_of(engine, base.select("user_id", "at").distinct(), streams, of_user)
-    people = users.select(*(name for name in ("user_id", "region", "age_years") if name in users.columns))
+    people = users.select(
+        *(name for name in ("user_id", "region", "gender", "age_years") if name in users.columns)
+    )
     requests = requests.left_join(people, "user_id").select(
         requests, *(people[name] for name in people.columns if name != "user_id")
     )

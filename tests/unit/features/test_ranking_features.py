@@ -3,6 +3,7 @@
 import datetime as dt
 import decimal
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def in_memory(rows: Rows, daily: Mapping[dt.date, VideoStatistics]) -> dict[Key,
             logged_in=first["logged_in"],
             region=users[first["user_id"]]["region"],
             age_years=users[first["user_id"]]["age_years"],
+            gender=users[first["user_id"]]["gender"],
         )
         columns = evaluate_request(
             FEATURES,
@@ -135,6 +137,8 @@ class Past:
         self.completed = [r["video_id"] for r in earlier] + [
             r["video_id"] for r in self.watches if r["completed"]
         ]
+        searches = [r for r in rows["searches"] if r["user_id"] == user_id and r["searched_at"] < self.at]
+        self.searches = sorted(searches, key=lambda r: r["searched_at"])
         self.same_video = [r for r in self.impressions if r["video_id"] == example["video_id"]]
         own = self.video["channel_id"]
         self.same_channel = [r for r in self.watches if own is not None and channel[r["video_id"]] == own]
@@ -159,6 +163,17 @@ def mean(total: float, number: int) -> float | None:
     return total / number if number else None
 
 
+def tokens_of(query: str) -> list[str]:
+    """Every word, followed by the pair that it begins."""
+    words = re.findall(r"\w+", query.lower())
+    pairs = [" ".join(words[place : place + 2]) for place in range(len(words) - 1)]
+    return (
+        [token for pair in zip(words, [*pairs, None], strict=True) for token in pair if token]
+        if words
+        else []
+    )
+
+
 def clicked_time_s(rows: list[dict[str, Any]]) -> float:
     """Whole milliseconds, halves up, as every sum of watch time is taken."""
     return sum(math.floor(r["watch_time_s"] * 1000 + 0.5) for r in rows if r["clicked"]) / 1000
@@ -170,6 +185,9 @@ REFERENCE: dict[str, Callable[[Past], Any]] = {
     "language": lambda p: p.video["language"],
     "surface": lambda p: p.example["surface"],
     "device": lambda p: p.example["device"],
+    "region": lambda p: p.user["region"],
+    "gender": lambda p: p.user["gender"],
+    "recent_search_tokens": lambda p: [token for r in p.searches for token in tokens_of(r["query"])][-20:],
     "last_watched_video_id": lambda p: p.watches[-1]["video_id"] if p.watches else None,
     "topics": lambda p: p.video["topics"],
     "recent_watches": lambda p: p.completed[-20:],
@@ -183,6 +201,9 @@ REFERENCE: dict[str, Callable[[Past], Any]] = {
     ),
     "unclicked_impressions_of_video": lambda p: sum(not r["clicked"] for r in p.same_video),
     "since_impression_of_video_s": lambda p: seconds_since(p, [r["shown_at"] for r in p.same_video]),
+    "since_unclicked_impression_of_video_s": lambda p: seconds_since(
+        p, [r["shown_at"] for r in p.same_video if not r["clicked"]]
+    ),
     "watches_of_channel": lambda p: None if p.video["channel_id"] is None else len(p.same_channel),
     "since_watch_of_channel_s": lambda p: seconds_since(p, [ended_at(r) for r in p.same_channel]),
     "user_impressions": lambda p: len(p.impressions),
@@ -387,6 +408,7 @@ def test_openings_are_features_as_of_the_first_impression_of_user_surface_and_da
     assert {feature.name for feature in features} == {
         "unclicked_impressions_of_video",
         "since_impression_of_video_s",
+        "since_unclicked_impression_of_video_s",
         "watches_of_channel",
         "since_watch_of_channel_s",
     }
