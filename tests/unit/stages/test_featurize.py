@@ -134,7 +134,7 @@ def test_a_judged_day_without_pages_has_the_openings_too(rows: Rows, tmp_path: P
     for split in SPLITS:
         for table in read_examples(tmp_path / "features" / "ranking_examples" / split):
             added = [name for name in table.column_names if name.startswith(OPENING)]
-            assert len(added) == (4 if split == "gate" else 0)
+            assert len(added) == (5 if split == "gate" else 0)
 
 
 def test_its_examples_can_be_encoded(featurized: tuple[Path, dict[str, Any]]) -> None:
