@@ -25,14 +25,18 @@ from watchnext.features.ranking_features import RequestContext
 from watchnext.recommend.recommender import Recommender
 
 DEFAULT_HOW_MANY = 20
+FACTS = ("surface", "device", "region", "gender")
+"""Columns of a request that say something of it or of its user, as strings; none has to be there."""
+
 _SECOND = 1_000_000  # microseconds
 
 
 class BundleModel(PythonModel):
     """Answers a table of requests, one slate per row.
 
-    Columns: `user_id`; `watched_video_ids`, oldest first; and, where known, `surface`, `device`, `how_many`. The
-    answer has `user_id`, `video_ids` by falling expected watch time, and `expected_watch_time_s`.
+    Columns: `user_id`; `watched_video_ids`, oldest first; and, where known, `surface`, `device`, `region`, `gender`,
+    `how_many`; a fact that is not given is unknown to the models. The answer has `user_id`, `video_ids` by falling
+    expected watch time, and `expected_watch_time_s`.
     """
 
     def load_context(self, context: Any) -> None:
@@ -62,8 +66,7 @@ class BundleModel(PythonModel):
             request = RequestContext(
                 user_id=row["user_id"],
                 at=now,
-                surface=_given(row.get("surface")),
-                device=_given(row.get("device")),
+                **{fact: _given(row.get(fact)) for fact in FACTS},
             )
             watched = row.get("watched_video_ids")
             history = self._history([] if watched is None else list(watched), now)
@@ -103,8 +106,7 @@ def signature_of(bundle: Bundle) -> ModelSignature:
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "user_id"),
         ColSpec(Array(video), "watched_video_ids"),
-        ColSpec(DataType.string, "surface", required=False),
-        ColSpec(DataType.string, "device", required=False),
+        *(ColSpec(DataType.string, fact, required=False) for fact in FACTS),
         ColSpec(DataType.long, "how_many", required=False),
     ]
     outputs: list[ColSpec | TensorSpec] = [

@@ -22,7 +22,7 @@ from random_logs import Rows, make_rows, write_rows
 from watchnext.engine import EngineParams
 from watchnext.errors import InputError
 from watchnext.features.batches import OPENING, Encoder, read_examples
-from watchnext.features.ranking_features import FEATURES
+from watchnext.features.ranking_features import FEATURES, opening_features
 from watchnext.stages.featurize import Params, VocabularySizes, featurize
 
 SPLITS = ("training", "tuning", "gate", "shadow")
@@ -134,7 +134,7 @@ def test_a_judged_day_without_pages_has_the_openings_too(rows: Rows, tmp_path: P
     for split in SPLITS:
         for table in read_examples(tmp_path / "features" / "ranking_examples" / split):
             added = [name for name in table.column_names if name.startswith(OPENING)]
-            assert len(added) == (5 if split == "gate" else 0)
+            assert len(added) == (len(opening_features(FEATURES)) if split == "gate" else 0)
 
 
 def test_its_examples_can_be_encoded(featurized: tuple[Path, dict[str, Any]]) -> None:
@@ -223,12 +223,12 @@ def test_absent_inputs_are_left_out_and_said(
     )
     run(rows, tmp_path, without=without)
     encoder = Encoder.load(tmp_path / "features")
-    expected = ["search_tokens", "region", "device", "logged_in", "language"]
+    expected = ["search_tokens", "region", "device", "logged_in", "language", "recent_search_tokens"]
     assert encoder.manifest["absent_inputs"] == expected
     assert not set(expected) & {name for names in encoder.manifest["inputs"].values() for name in names}
     assert not {"search_token", "region", "language", "device"} & set(encoder.sizes)
     assert (
-        "no values for them: search_tokens, region, device, logged_in, language"
+        "no values for them: search_tokens, region, device, logged_in, language, recent_search_tokens"
         in capsys.readouterr().err.replace("\n", " ")
     )
     encoder.encode_ranking(next(read_examples(tmp_path / "features" / "ranking_examples" / "gate")))
