@@ -295,6 +295,27 @@ def use_source(
     say(f"params.yaml: ingest.source {before[0]} -> {after[0]}, ingest.path {before[1]} -> {after[1]}")
 
 
+_Store = Annotated[Path, typer.Option("--store", help="File of the embedded user state.")]
+_STORE = Path("state/users.db")
+
+
+@app.command("load-events")
+def load_events(
+    tables: Annotated[Path, typer.Option(help="Folder of validated tables.")] = Path("data/validated"),
+    store: _Store = _STORE,
+) -> None:
+    """Fill the user state of a server with what the pipeline's logs know. What it has already stays."""
+    from watchnext.serving.pipeline_events import load_events as load
+    from watchnext.serving.user_store import SqliteUserStore
+
+    users = SqliteUserStore(store)
+    try:
+        new = load(tables, users)
+    finally:
+        users.close()
+    say(f"{store}: new events: " + ", ".join(f"{table} {count}" for table, count in new.items()))
+
+
 @app.command()
 def study(
     name: Annotated[

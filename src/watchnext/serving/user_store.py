@@ -1,0 +1,221 @@
+"""Where a server keeps what it knows of users: one interface, an embedded store behind it.
+
+tests/conformance/test_user_stores.py says what every store has to keep to.
+"""
+
+import contextlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+from watchnext.errors import InputError
+from watchnext.recommend.state import UserFacts
+from watchnext.serving.events import Event
+
+_BUSY_TIMEOUT_S = 5.0
+_LAYOUT = 1
+
+
+class StoreUnavailableError(Exception):
+    """The store cannot be read or written now. Nothing of the call took effect."""
+
+
+class UserStore(Protocol):
+    """Events and facts of users. Safe to be used by several threads and processes at once.
+
+    Every method raises StoreUnavailableError where the store cannot be reached.
+    """
+
+    def add(self, events: Sequence[Event]) -> list[bool]:
+        """Keep events, all of them or none.
+
+        Once this returns, they survive the end of this process, however sudden, and every later `events` has them.
+
+        Returns:
+            Of each event, whether it was new. One whose id the user already has is left out, the first one stays.
+        """
+
+    def events(self, user_id: str) -> list[Event]:
+        """All events of a user, in no order; none for somebody unknown."""
+
+    def put_facts(self, facts: Mapping[str, UserFacts]) -> None:
+        """Keep facts of users, in place of what was known of them."""
+
+    def facts(self, user_id: str) -> UserFacts:
+        """Facts of a user; all absent for somebody unknown."""
+
+    def forget(self, user_id: str) -> int:
+        """Delete everything of a user; how many events that were."""
+
+    def user_ids(self, at_most: int) -> list[str]:
+        """Some users that have events, for a person to choose from."""
+
+    def close(self) -> None:
+        """Give back what is held open."""
+
+
+class SqliteUserStore:
+    """A `UserStore` in one SQLite file (write-ahead log).
+
+    A user's events lie side by side, so that reading them is one walk. What was acknowledged survives `kill -9`; at a
+    power cut the last moments can be lost, the file stays whole (`synchronous=NORMAL`).
+
+    Args:
+        path: the file; made, with its folder, if it does not exist.
+
+    Raises:
+        InputError: the file is something else, or of another layout.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+        self._opened: list[sqlite3.Connection] = []
+        self._opening = threading.Lock()
+        self._writing = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            connection = self._connection()
+            layout = connection.execute("PRAGMA user_version").fetchone()[0]
+            if layout == 0:
+                with connection:
+                    connection.executescript(
+                        "BEGIN IMMEDIATE;"
+                        "CREATE TABLE IF NOT EXISTS events ("
+                        " user_id TEXT NOT NULL, event_id TEXT NOT NULL, event TEXT NOT NULL,"
+                        " PRIMARY KEY (user_id, event_id)) WITHOUT ROWID;"
+                        "CREATE TABLE IF NOT EXISTS users ("
+                        " user_id TEXT PRIMARY KEY, facts TEXT NOT NULL) WITHOUT ROWID;"
+                        f"PRAGMA user_version = {_LAYOUT};"
+                        "COMMIT;"
+                    )
+        except (OSError, sqlite3.Error) as error:
+            self.close()
+            raise InputError(
+                "the user state cannot be opened",
+                where=str(path),
+                offenders=[error],
+                remedy="give the path of a file that can be written, or of none yet",
+            ) from error
+        if layout not in (0, _LAYOUT):
+            self.close()
+            raise InputError(
+                f"the user state has layout {layout}, this watchnext reads {_LAYOUT}",
+                where=str(path),
+                remedy="move the file away and run `watchnext load-events`",
+            )
+
+    def add(self, events: Sequence[Event]) -> list[bool]:
+        with self._plainly(), self._transaction() as connection:
+            return [
+                connection.execute(
+                    "INSERT OR IGNORE INTO events VALUES (?, ?, ?)",
+                    (event.user_id, event.id, event.to_json()),
+                ).rowcount
+                == 1
+                for event in events
+            ]
+
+    def events(self, user_id: str) -> list[Event]:
+        with self._plainly():
+            rows = self._connection().execute(
+                "SELECT event_id, event FROM events WHERE user_id = ?", (user_id,)
+            )
+            return [Event.from_json(user_id, event_id, text) for event_id, text in rows]
+
+    def put_facts(self, facts: Mapping[str, UserFacts]) -> None:
+        with self._plainly(), self._transaction() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO users VALUES (?, ?)",
+                [(user_id, facts_to_json(one)) for user_id, one in facts.items()],
+            )
+
+    def facts(self, user_id: str) -> UserFacts:
+        with self._plainly():
+            row = (
+                self._connection().execute("SELECT facts FROM users WHERE user_id = ?", (user_id,)).fetchone()
+            )
+            return UserFacts() if row is None else facts_from_json(row[0])
+
+    def forget(self, user_id: str) -> int:
+        with self._plainly():
+            with self._transaction() as connection:
+                connection.execute("DELETE FROM users WHERE user_id = ?", (user_id,))
+                forgotten = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
+            # Out of the log of writes too, where it would stand until others have overwritten it.
+            self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return forgotten
+
+    def user_ids(self, at_most: int) -> list[str]:
+        found: list[str] = []
+        last = ""
+        with self._plainly():
+            # From user to user by the key: `DISTINCT` would walk every event.
+            while len(found) < at_most:
+                row = (
+                    self._connection()
+                    .execute("SELECT user_id FROM events WHERE user_id > ? LIMIT 1", (last,))
+                    .fetchone()
+                )
+                if row is None:
+                    break
+                last = row[0]
+                found.append(last)
+        return found
+
+    def close(self) -> None:
+        with self._opening:
+            for connection in self._opened:
+                connection.close()
+            self._opened.clear()
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            # Used by this thread alone, but closed by whoever closes the store.
+            connection = sqlite3.connect(
+                self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA secure_delete = ON")
+            with self._opening:
+                self._opened.append(connection)
+            self._local.connection = connection
+        return connection
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._connection()
+        # Threads of this process queue here, in turn; SQLite makes them poll.
+        with self._writing:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _plainly(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(f"{self.path}: {error}") from error
+
+
+def facts_to_json(facts: UserFacts) -> str:
+    """Facts as a store keeps them."""
+    return json.dumps(asdict(facts), separators=(",", ":"), ensure_ascii=False)
+
+
+def facts_from_json(text: str | bytes) -> UserFacts:
+    """The facts that `facts_to_json` wrote."""
+    return UserFacts(**json.loads(text))

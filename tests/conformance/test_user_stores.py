@@ -1,0 +1,223 @@
+"""What every store of user state has to keep to, so that a server does not notice which one it has."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from watchnext.features.history import UserHistory
+from watchnext.recommend.state import UserFacts
+from watchnext.serving.events import Event, history_of, id_of
+from watchnext.serving.user_store import SqliteUserStore, UserStore
+
+OPENERS = {"sqlite": "SqliteUserStore(Path(sys.argv[1]) / 'users.db')"}
+"""Kind of store -> how another process opens the one of the test, whose folder is its first argument."""
+
+NOW = 1_800_000_000_000_000
+HOUR = 3_600_000_000
+
+
+@pytest.fixture(params=sorted(OPENERS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def reopen(kind: str, tmp_path: Path) -> Iterator[Callable[[], UserStore]]:
+    """Open the test's store once more, as another server would."""
+    opened: list[UserStore] = []
+
+    def one_more() -> UserStore:
+        opened.append({"sqlite": lambda: SqliteUserStore(tmp_path / "users.db")}[kind]())
+        return opened[-1]
+
+    yield one_more
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def store(reopen: Callable[[], UserStore]) -> UserStore:
+    return reopen()
+
+
+def watch(user_id: str, video_id: int | str, at: int, **columns: object) -> Event:
+    row = {"video_id": video_id, "watched_at": at, "watch_time_s": 60.0, "completed": True, **columns}
+    return Event(user_id, id_of("watches", row), "watches", row)
+
+
+def shown(user_id: str, request_id: str, video_id: int | str, at: int, **columns: object) -> Event:
+    row = {"request_id": request_id, "video_id": video_id, "shown_at": at, "clicked": False}
+    row |= {"watch_time_s": 0.0, "device": "tv", "logged_in": True, **columns}
+    return Event(user_id, id_of("impressions", row), "impressions", row)
+
+
+def search(user_id: str, query: str, at: int) -> Event:
+    row = {"searched_at": at, "query": query}
+    return Event(user_id, id_of("searches", row), "searches", row)
+
+
+def channel_of(video_id: int | str) -> int | str | None:
+    return f"channel {int(video_id) % 3}"
+
+
+def answers(history: UserHistory, before: int) -> tuple[object, ...]:
+    """Everything that features ask a history."""
+    return (
+        history.completed_watches(before),
+        history.last_completed(50, before),
+        history.last_shown_unwatched(50, before),
+        history.last_context(before),
+        history.begun_videos(before),
+        history.last_watches(50, before),
+        history.last_watched_at(before),
+        [history.channel_watches(f"channel {one}", before) for one in range(3)],
+        history.impressions(before),
+        history.watches_of_clicks(before),
+        [history.impressions_of(video, before) for video in range(30)],
+        sorted(history.shown_videos(before)),
+        history.last_search_tokens(50, before),
+    )
+
+
+def asked(store: UserStore, user_id: str) -> list[tuple[object, ...]]:
+    history = history_of(store.events(user_id), channel_of)
+    return [answers(history, NOW + hours * HOUR) for hours in range(-30, 2, 3)]
+
+
+def life_of(user_id: str, seed: int) -> list[Event]:
+    """Two days of somebody: pages, watches (some of them clicks), searches, and a past before the logs."""
+    draw = random.Random(seed)
+    events = []
+    for page in range(8):
+        at = NOW - draw.randrange(24 * HOUR)
+        videos = draw.sample(range(30), 5)
+        events += [shown(user_id, f"page {page}", video, at) for video in videos]
+        events.append(watch(user_id, videos[0], at + HOUR // 60, request_id=f"page {page}"))
+        events.append(watch(user_id, videos[1], at + HOUR // 30, completed=bool(page % 2)))
+        events.append(search(user_id, f"Piano lesson {page}", at - HOUR))
+    for position in range(3):
+        row = {"position": position, "video_id": draw.randrange(30), "completed": position != 1}
+        events.append(Event(user_id, id_of("history", row), "history", row))
+    return events
+
+
+def test_somebody_unknown_has_nothing(store: UserStore) -> None:
+    assert store.events("nobody") == []
+    assert store.facts("nobody") == UserFacts()
+    assert store.forget("nobody") == 0
+    assert store.user_ids(5) == []
+    assert store.add([]) == []
+
+
+def test_what_was_added_is_there_for_everybody(store: UserStore, reopen: Callable[[], UserStore]) -> None:
+    events = [*life_of("7", 1), *life_of("ein Nutzer: ü/7", 2)]
+    other = reopen()
+    assert store.add(events) == [True] * len(events)
+    for user_id in ("7", "ein Nutzer: ü/7"):
+        mine = sorted((event for event in events if event.user_id == user_id), key=lambda event: event.id)
+        assert sorted(other.events(user_id), key=lambda event: event.id) == mine
+    assert sorted(other.user_ids(5)) == ["7", "ein Nutzer: ü/7"]
+    assert len(other.user_ids(1)) == 1
+
+
+def test_an_event_counts_once_by_its_id_and_the_first_one_stays(store: UserStore) -> None:
+    first = watch("7", 12, NOW - HOUR)
+    again = Event("7", first.id, "watches", {**first.row, "watch_time_s": 1.0})
+    assert store.add([first, again]) == [True, False]
+    assert store.add([again, watch("7", 13, NOW)]) == [False, True]
+    assert store.add([Event("8", first.id, "watches", first.row)]) == [True], "another user's own event"
+    assert next(event for event in store.events("7") if event.id == first.id) == first
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_log_gives_one_state_in_any_batches_and_order(store: UserStore, size: int) -> None:
+    """Every event twice."""
+    events = life_of("7", 3)
+    expected = [answers(history_of(events, channel_of), NOW + hours * HOUR) for hours in range(-30, 2, 3)]
+    replayed = events * 2
+    random.Random(size).shuffle(replayed)
+    news = [
+        new for start in range(0, len(replayed), size) for new in store.add(replayed[start : start + size])
+    ]
+    assert sum(news) == len(events)
+    assert asked(store, "7") == expected
+    assert len({str(one) for one in expected}) > 5, "the instants that are asked for differ"
+
+
+def test_a_late_event_stands_where_it_belongs(store: UserStore) -> None:
+    store.add([watch("7", 1, NOW - 3 * HOUR), watch("7", 3, NOW - HOUR)])
+    store.add([watch("7", 2, NOW - 2 * HOUR)])
+    history = history_of(store.events("7"), channel_of)
+    assert history.last_completed(5, NOW) == [1, 2, 3]
+    assert history.last_completed(5, NOW - 90 * HOUR // 60) == [1, 2]
+
+
+def test_facts_are_replaced(store: UserStore, reopen: Callable[[], UserStore]) -> None:
+    one = UserFacts("de", 31.5, None, {"plan": "family", "campaign": None})
+    store.put_facts({"7": one, "8": UserFacts(region="fr")})
+    assert reopen().facts("7") == one
+    store.put_facts({"7": UserFacts(region="at")})
+    assert (store.facts("7"), store.facts("8")) == (UserFacts(region="at"), UserFacts(region="fr"))
+
+
+def test_what_is_forgotten_is_gone(store: UserStore, tmp_path: Path) -> None:
+    """Of this user alone, and from the files too."""
+    store.add([*life_of("7", 1), search("8", "unforgettable", NOW)])
+    store.put_facts({"7": UserFacts(region="Atlantis")})
+    store.add([search("7", "confidential", NOW)])
+    assert store.forget("7") == len(life_of("7", 1)) + 1
+    assert (store.events("7"), store.facts("7"), store.user_ids(5)) == ([], UserFacts(), ["8"])
+    assert store.forget("7") == 0
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"unforgettable" in kept
+    assert b"confidential" not in kept
+    assert b"Atlantis" not in kept
+
+
+def test_threads_and_openings_at_once_lose_nothing(store: UserStore, reopen: Callable[[], UserStore]) -> None:
+    stores = [store, reopen()]
+
+    def add(place: int) -> list[bool]:
+        return stores[place % 2].add([watch("7", place % 30, NOW + step) for step in range(place, place + 5)])
+
+    with ThreadPoolExecutor(8) as pool:
+        news = [new for added in pool.map(add, range(100)) for new in added]
+    events = store.events("7")
+    assert len(events) == len({event.id for event in events}) == sum(news)
+    assert {event.id for event in events} == {
+        watch("7", place % 30, NOW + step).id for place in range(100) for step in range(place, place + 5)
+    }
+
+
+def test_what_was_acknowledged_survives_a_kill(
+    kind: str, reopen: Callable[[], UserStore], tmp_path: Path
+) -> None:
+    """A writer tells of every event after it was added, and is killed in the middle of it."""
+    script = f"""
+        import sys
+        from pathlib import Path
+        from watchnext.serving.events import Event
+        from watchnext.serving.user_store import *
+        store = {OPENERS[kind]}
+        for step in range(1_000_000):
+            row = {{"searched_at": step, "query": "x" * 200}}
+            store.add([Event("7", f"{{step}} {{part}}", "searches", row) for part in range(3)])
+            print(step, flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        told = [int(writer.stdout.readline()) for _ in range(200)]
+        os.kill(writer.pid, signal.SIGKILL)
+        told += [int(line) for line in writer.stdout if line.endswith("\n")]
+    kept = {event.id for event in reopen().events("7")}
+    assert {f"{step} {part}" for step in told for part in range(3)} <= kept
+    assert len(kept) % 3 == 0, "a batch is there whole or not at all"
