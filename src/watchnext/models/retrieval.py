@@ -274,6 +274,7 @@ def train(
     pooling: Pooling = "mean",
     sampler: SamplerKind = "frequency",
     sampler_alpha: float = 0.5,
+    sampler_uniform_share: float = 0.0,
     unique_negatives: bool = False,
     in_batch_negatives: bool = True,
     estimator: Estimator = "consistent",
@@ -281,6 +282,7 @@ def train(
     shown_dropout: float = 0.0,
     head: Head = "relu",
     matmul_dtype: MatmulDtype = "auto",
+    averaged_passes: float = 0.0,
     objective: str = "map",
     where: str = "train_retrieval",
     checkpoints: Checkpoints | None = None,
@@ -305,6 +307,7 @@ def train(
         pooling: how a bag becomes one vector.
         sampler: background distribution of the shared draws, see `samplers.make_sampler`.
         sampler_alpha: exponent of the sampler `frequency`.
+        sampler_uniform_share: share of the shared draws that are uniform instead.
         unique_negatives: whether a candidate that was drawn again is left out.
         in_batch_negatives: whether labels of the batch are negatives, too.
         estimator: see `losses.sampled_softmax_loss`.
@@ -313,6 +316,8 @@ def train(
         head: what gives the query embedding, see `Head`.
         matmul_dtype: what matrices are multiplied in; weights and sums stay float32. `auto`: bfloat16 where that is
             fast, see `towers.fastest_matmul_dtype`.
+        averaged_passes: what is measured and kept is the average of the weights over about so many passes last past,
+            see `training.fit`; 0 for the weights themselves.
         objective: which of the metrics decides on the epoch; more is better.
         where: named in errors and progress.
         checkpoints: see `training.fit`.
@@ -348,7 +353,11 @@ def train(
     model = RetrievalModel(
         tower,
         make_sampler(
-            sampler, num_candidates=num_candidates, label_frequency=label_frequency, alpha=sampler_alpha
+            sampler,
+            num_candidates=num_candidates,
+            label_frequency=label_frequency,
+            alpha=sampler_alpha,
+            uniform_share=sampler_uniform_share,
         ),
         label_frequency=label_frequency,
         batch_size=batch_size,
@@ -371,6 +380,7 @@ def train(
         maximise=True,
         where=where,
         checkpoints=checkpoints,
+        averaged_passes=averaged_passes,
     )
     return model, outcome
 

@@ -1,6 +1,7 @@
 """What training both models shares: batches, epochs chosen on the tuning day, determinism, going on after a kill,
 and the stop at NaN."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -166,6 +167,7 @@ def fit(
     maximise: bool,
     where: str,
     checkpoints: Checkpoints | None = None,
+    averaged_passes: float = 0.0,
 ) -> Training:
     """Train a compiled model until the tuning day stops improving, and keep the best epoch's weights.
 
@@ -185,6 +187,8 @@ def fit(
         where: named in errors and progress, e.g. the stage.
         checkpoints: where the state is kept while training goes on, and found again after a kill. They are
             left there: whoever has stored the outcome removes them. None for no checkpoints.
+        averaged_passes: above 0, the tuning day measures, and the model ends with, the exponential average of the
+            weights over about so many passes last past, see `WeightAverage`; training itself goes on from the weights.
 
     Raises:
         InputError: the loss, or a weight, is no longer a number. The last checkpoint from before stays.
@@ -206,6 +210,9 @@ def fit(
     # Traced before anything is restored: that makes every variable.
     train_step.get_concrete_function(batches)
     state = {"model": model, "optimizer": model.optimizer, "generator": tf.random.get_global_generator()}
+    average = WeightAverage(model.weights, passes=averaged_passes, steps=steps) if averaged_passes else None
+    if average is not None:
+        state["average"] = average
     if checkpoints is not None and stored is not None:
         checkpoints.restore(state)
         say(
@@ -246,20 +253,70 @@ def fit(
             if not math.isfinite(loss):
                 raise stop(f"the training loss became {loss}")
             progress.loss_sum += loss
+            if average is not None and progress.step % average.every == 0:
+                average.update()
             if checkpoints is not None and progress.step < steps and checkpoints.due():
                 check_weights()
                 save(checkpoints)
         check_weights()
-        metrics = {"loss": progress.loss_sum / steps, **evaluate()}
-        say(
-            f"{where}, epoch {number}: " + ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-        )
-        if progress.end_epoch(metrics, objective, maximise=maximise, where=where):
-            progress.best_weights = model.get_weights()
+        with average.in_place() if average is not None else contextlib.nullcontext():
+            metrics = {"loss": progress.loss_sum / steps, **evaluate()}
+            say(
+                f"{where}, epoch {number}: "
+                + ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+            )
+            if progress.end_epoch(metrics, objective, maximise=maximise, where=where):
+                progress.best_weights = model.get_weights()
         if checkpoints is not None and checkpoints.due_after_epoch():
             save(checkpoints)
     model.set_weights(progress.best_weights)
     return Training(best_epoch=progress.best_epoch, curves=progress.curves)
+
+
+class WeightAverage(tf.Module):
+    """An exponential average of weights along their training (Polyak and Juditsky, 1992), a checkpoint's to keep.
+
+        average_n = sum over i <= n of r^(n - i) w_i / sum over i <= n of r^(n - i),    r = exp(-every / (passes * steps))
+
+    w_i are the weights at the i-th `update`. A weight of `passes` passes ago counts 1 / e of the present one; those
+    from before the first update take no part. Where the step of an optimizer does not shrink, weights go around
+    what they would settle at, most of all those of rare rows; their average lies closer to it than the last of them.
+
+    Args:
+        weights: the variables.
+        passes: see above; above 0.
+        steps: of a pass.
+    """
+
+    _PER_PASS = 20
+
+    def __init__(self, weights: Sequence[tf.Variable], *, passes: float, steps: int) -> None:
+        super().__init__()
+        self.every = max(1, steps // self._PER_PASS)
+        """Steps from one update to the next: an update goes over every weight, a step only over the rows of its batch."""
+        self._retained = math.exp(-self.every / (passes * steps))
+        self._weights = list(weights)
+        self._averages = [tf.Variable(weight, trainable=False) for weight in self._weights]
+        self._updates = tf.Variable(0, trainable=False, dtype=tf.int64)
+
+    def update(self) -> None:
+        """Take the weights as they are now in."""
+        self._updates.assign_add(1)
+        share = (1.0 - self._retained) / (1.0 - self._retained ** int(self._updates))
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.assign_add(tf.cast(share, weight.dtype) * (weight - average))
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averages in place of the weights."""
+        own = [weight.numpy() for weight in self._weights]
+        for weight, average in zip(self._weights, self._averages, strict=True):
+            weight.assign(average)
+        try:
+            yield
+        finally:
+            for weight, value in zip(self._weights, own, strict=True):
+                weight.assign(value)
 
 
 def all_finite(weights: Sequence[tf.Variable]) -> bool:

@@ -53,11 +53,13 @@ class Params(Section):
     negatives: int = Field(default=2000, ge=1)
     sampler: Literal["uniform", "log_uniform", "frequency"] = "frequency"
     sampler_alpha: float = Field(default=0.5, ge=0, le=1)
+    sampler_uniform_share: float = Field(default=0.0, ge=0, le=1)
     unique_negatives: bool = False
     in_batch_negatives: bool = True
     estimator: Literal["consistent", "tfrs"] = "consistent"
     matmul_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     learning_rate: float = Field(default=0.05, gt=0)
+    averaged_passes: float = Field(default=0.0, ge=0)
     epochs: int = Field(default=5, ge=1)
     patience: int = Field(default=2, ge=1)
     tuning_events: int = Field(default=5_000, ge=1)

@@ -41,7 +41,7 @@ class Killed(Exception):
     pass
 
 
-def fit(checkpoints, *, killed_after=None, arrays=EXAMPLES, epochs=5, scores=None):
+def fit(checkpoints, *, killed_after=None, arrays=EXAMPLES, epochs=5, scores=None, averaged_passes=0.0):
     """Train, `killed_after` so many epochs, in the evaluation of the last of them."""
     training.start(7, deterministic=True)
     model = NoisySlope()
@@ -65,6 +65,7 @@ def fit(checkpoints, *, killed_after=None, arrays=EXAMPLES, epochs=5, scores=Non
         maximise=True,
         where="test",
         checkpoints=checkpoints,
+        averaged_passes=averaged_passes,
     )
     return training.weights_digest(model.weights), outcome, len(epochs_done)
 
@@ -76,20 +77,25 @@ def of(directory, arrays=EXAMPLES, **settings):
     return checkpoints
 
 
+@pytest.mark.parametrize(("averaged_passes", "best"), [(0.0, 1.5), (2.0, 2.25)])
 @pytest.mark.parametrize("epochs_before", [1, 2, 4])
-def test_training_goes_on_where_it_was_killed_and_ends_with_the_same_weights(epochs_before, tmp_path, capsys):
+def test_training_goes_on_where_it_was_killed_and_ends_with_the_same_weights(
+    epochs_before, averaged_passes, best, tmp_path, capsys
+):
     """Killed in the evaluation of an epoch, which is then evaluated again from a state within that epoch.
 
-    Seen to fail without the optimizer, without the generator, and without the position in the order of examples.
+    Seen to fail without the optimizer, without the generator, without the position in the order of examples, and
+    without the averages or how many updates went into them.
     """
 
     def scores(model):
-        return -abs(float(model.dense.kernel[0, 0]) - 1.5)
+        return -abs(float(model.dense.kernel[0, 0]) - best)
 
-    undisturbed, outcome, _ = fit(None, scores=scores)
+    settings = {"scores": scores, "averaged_passes": averaged_passes}
+    undisturbed, outcome, _ = fit(None, **settings)
     with pytest.raises(Killed):
-        fit(of(tmp_path), killed_after=epochs_before, scores=scores)
-    again, same, epochs_after = fit(of(tmp_path), scores=scores)
+        fit(of(tmp_path), killed_after=epochs_before, **settings)
+    again, same, epochs_after = fit(of(tmp_path), **settings)
     assert "goes on from its checkpoint, after step 3 of 4 of epoch" in capsys.readouterr().err
     assert again == undisturbed
     assert same == outcome

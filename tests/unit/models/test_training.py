@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import numpy as np
@@ -24,7 +25,7 @@ class Slope(tf.keras.Model):
         return {"total_loss": loss}
 
 
-def fit(evaluate, *, y=2.0, learning_rate=0.3, epochs=6, patience=2, maximise=True):
+def fit(evaluate, *, y=2.0, learning_rate=0.3, epochs=6, patience=2, maximise=True, **settings):
     model = Slope()
     model.compile(optimizer=tf.keras.optimizers.SGD(learning_rate))
     arrays = {"x": np.ones(8, np.float32), "y": np.full(8, y, np.float32)}
@@ -39,6 +40,7 @@ def fit(evaluate, *, y=2.0, learning_rate=0.3, epochs=6, patience=2, maximise=Tr
         objective="score",
         maximise=maximise,
         where="test",
+        **settings,
     )
     return float(model.w), outcome
 
@@ -78,6 +80,40 @@ def test_a_loss_that_is_not_a_number_stops_with_the_place():
         fit(lambda w: {"score": 0.0}, y=float("nan"))
     assert "epoch 1, step 1" in str(caught.value)
     assert "learning_rate" in str(caught.value)
+
+
+def test_with_averages_the_tuning_day_measures_them_and_the_best_one_is_kept():
+    """w goes 1.2, 1.68, 1.872, ...; each pass counts half of the next: (1.2 / 2 + 1.68) / 1.5 = 1.52 after two.
+
+    Seen to fail where training goes on from the average, where the weights at the start count as one more, and where
+    the last weights are kept.
+    """
+    measured = []
+
+    def evaluate(w):
+        measured.append(w)
+        return {"score": -abs(w - 1.52)}
+
+    w, outcome = fit(evaluate, averaged_passes=1 / math.log(2), epochs=3)
+    third = (1.2 / 4 + 1.68 / 2 + 1.872) / 1.75
+    assert measured == pytest.approx([1.2, 1.52, third], abs=1e-5)
+    assert w == pytest.approx(1.52, abs=1e-5)
+    assert outcome.best_epoch == 2
+
+
+def test_averages_are_taken_twenty_times_a_pass_and_forget_by_passes():
+    """100 steps a pass: every fifth; weights of a pass ago count 1 / e of those now, however long the passes are."""
+    weight = tf.Variable(0.0)
+    average = training.WeightAverage([weight], passes=1.0, steps=100)
+    assert average.every == 5
+    for value in [1.0] + 20 * [0.0]:
+        weight.assign(value)
+        average.update()
+    r = math.exp(-1 / 20)
+    with average.in_place():
+        assert float(weight) == pytest.approx(math.exp(-1) * (1 - r) / (1 - r**21), rel=1e-4)
+    assert float(weight) == 0.0
+    assert training.WeightAverage([weight], passes=1.0, steps=3).every == 1
 
 
 def batches(seed, epochs=2):
