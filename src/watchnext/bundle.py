@@ -3,10 +3,10 @@
     manifest.json     format, sha256 of every other file, source, digests of data and settings,
                       trained_until_at, the models' inputs, library versions, and the settings `recommend`
     query_tower/      SavedModel: history, ... -> embedding [B, D]
-    ranker/           SavedModel: ranking inputs [N] -> expected_watch_time_s [N]
+    ranker/           SavedModel: ranking inputs, query side [1 or N], impression side [N] -> expected_watch_time_s [N]
     index/            ScaNN, the candidate embeddings [num_videos, D], and which video stands in which row
     features/         vocabularies, quantiles, facts about videos, their statistics as of the last day
-    sources/          tables of the candidate sources beside the tower, format 2
+    sources/          tables of the candidate sources beside the tower, since format 2
 
 Towers, index, vocabularies and ranker can so never come from different trainings. Opening a bundle reads no
 pickle and follows no link: a file that the manifest does not list is refused, and so is a changed one.
@@ -30,10 +30,11 @@ import pyarrow.parquet as pq
 
 from watchnext.errors import InputError
 
-FORMAT = 2
-"""What is written. Format 1 had neither `sources/` nor `recommend`; see READABLE and `Bundle.recommend`."""
+FORMAT = 3
+"""What is written. Format 1 had neither `sources/` nor `recommend` (see `Bundle.recommend`); the ranker of formats 1 and 2
+wants the query side once per impression (see `Bundle.ranks_one_query`)."""
 
-READABLE = (1, 2)
+READABLE = (1, 2, 3)
 """Formats that are still opened, so that a champion stays comparable and can be served until it is replaced."""
 
 MANIFEST = "manifest.json"
@@ -131,6 +132,11 @@ class Bundle:
         popular where that names too few.
         """
         return self.manifest.get("recommend", {"exclude": "watched", "sources": {"tower": 199, "popular": 1}})
+
+    @property
+    def ranks_one_query(self) -> bool:
+        """Whether the ranker takes one row of the query side for all impressions of a request."""
+        return bool(self.manifest["format"] >= 3)
 
 
 def read_digest(path: Path) -> str:
@@ -254,7 +260,7 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
     if found not in READABLE:
         raise InputError(
             f"this bundle has format {found!r}, and this version of watchnext reads formats"
-            f" {' and '.join(map(str, READABLE))}",
+            f" {', '.join(map(str, READABLE))}",
             where=str(path / MANIFEST),
             remedy="install the watchnext that wrote it, or package anew with `dvc repro`",
         )

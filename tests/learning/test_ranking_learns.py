@@ -25,11 +25,11 @@ def world(rows, seed):
     }
 
 
-def predictions(examples):
+def predictions(examples, odds="unclicked"):
     training.start(3, deterministic=True)
     model, _ = ranking.train(
         examples, FEATURES, vocabulary_sizes={"video": 4}, boundaries={}, hidden_units=[16], dims_per_doubling=2.0,
-        unit_s=10.0, cap_s=10_000.0, logit_bound=15.0, batch_size=500, learning_rate=0.03, epochs=8, patience=8,
+        odds=odds, unit_s=10.0, cap_s=10_000.0, logit_bound=15.0, batch_size=500, learning_rate=0.03, epochs=8, patience=8,
         seed=3, evaluate=lambda model: {},
     )  # fmt: skip
     return ranking.predict(model.tower, {"video_id": np.arange(1, 5, dtype=np.int32)})[
@@ -56,6 +56,13 @@ def test_the_odds_of_watch_time_are_recovered_and_clickbait_ranks_low():
     # The odds exceed the mean watch time per impression by 1 / (1 - click rate), which is what is documented.
     assert found * (1 - CLICK_RATE) == pytest.approx(CLICK_RATE * WATCH_TIME_S, rel=0.2)
     assert int(np.argmin(found)) == 1
+
+
+def test_with_every_impression_a_unit_negative_the_mean_watch_time_is_recovered():
+    """At a click rate of a half the paper's odds are twice the mean; seen to fail with them."""
+    examples = world(40_000, 1)
+    mean = [examples["watch_time_s"][examples["video_id"] == video].mean() for video in range(1, 5)]
+    assert predictions(examples, "impressions") == pytest.approx(np.array(mean), rel=0.12)
 
 
 def test_without_a_signal_all_videos_get_the_same_odds():

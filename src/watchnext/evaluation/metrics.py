@@ -1,11 +1,17 @@
 """What models are judged by, each beside its equation. Plain NumPy on ranks, scores and labels."""
 
+import math
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from watchnext.errors import InputError
+
+Odds = Literal["unclicked", "impressions"]
+"""As of `models.losses.weighted_logistic_loss`."""
 
 UNRANKED = np.iinfo(np.int64).max
 """The rank of a label that a model cannot recommend, e.g. because it is not in its vocabulary."""
@@ -177,19 +183,49 @@ def auc(scores: np.ndarray, clicked: np.ndarray) -> float:
     return 1.0 - weighted_pairwise_loss(scores, clicked, np.ones(len(scores)), one_group)
 
 
+def xauc(predicted: np.ndarray, observed: np.ndarray) -> float:
+    """Share of pairs with different observed values that are predicted in their order, ties half; NaN without a pair.
+
+    AUC for a continuous outcome: over clicked impressions, how well watch time is ordered. It is (d + 1) / 2 with
+    Somers' d, which Kendall's tau-b gives in O(n log n).
+
+    Args:
+        predicted: [num_impressions].
+        observed: [num_impressions], e.g. watch time in seconds.
+    """
+    pairs, differ = (_different_pairs(values) for values in (observed, predicted))
+    if pairs == 0:
+        return float("nan")
+    if differ == 0:
+        return 0.5
+    concordant_less_discordant = stats.kendalltau(predicted, observed).statistic * math.sqrt(pairs * differ)
+    return float((concordant_less_discordant / pairs + 1.0) / 2.0)
+
+
+def _different_pairs(values: np.ndarray) -> float:
+    """How many pairs of `values` are not equal."""
+    _, count = np.unique(values, return_counts=True)
+    return (len(values) * (len(values) - 1) - float((count * (count - 1.0)).sum())) / 2.0
+
+
 def weighted_log_loss(
-    logits: np.ndarray, clicked: np.ndarray, watch_time_s: np.ndarray, *, unit_s: float, cap_s: float
+    logits: np.ndarray,
+    clicked: np.ndarray,
+    watch_time_s: np.ndarray,
+    *,
+    unit_s: float,
+    cap_s: float,
+    odds: Odds = "unclicked",
 ) -> float:
     """The objective of weighted logistic regression, mean per impression: `models.losses.weighted_logistic_loss`.
 
-    It compares models of the same `unit_s` and `cap_s` only: the logits are those of watch-time odds, not of a
-    click, so that the plain log loss of clicks would say nothing.
+    It compares models of the same `unit_s`, `cap_s` and `odds` only. The logits are those of watch-time odds, not of
+    a click, so that the plain log loss of clicks would say nothing.
     """
     z = logits.astype(np.float64)
-    weight = np.minimum(watch_time_s, cap_s) / unit_s
-    return float(
-        np.mean(np.where(clicked.astype(bool), weight * np.logaddexp(0.0, -z), np.logaddexp(0.0, z)))
-    )
+    weight = np.where(clicked.astype(bool), np.minimum(watch_time_s, cap_s) / unit_s, 0.0)
+    negative = np.ones(len(z)) if odds == "impressions" else 1.0 - clicked
+    return float(np.mean(weight * np.logaddexp(0.0, -z) + negative * np.logaddexp(0.0, z)))
 
 
 def calibration(
@@ -227,17 +263,33 @@ def calibration(
 
 
 def calibration_ratios(
-    predicted_s: np.ndarray, clicked: np.ndarray, watch_time_s: np.ndarray
+    predicted_s: np.ndarray, clicked: np.ndarray, watch_time_s: np.ndarray, *, odds: Odds = "unclicked"
 ) -> Mapping[str, float]:
-    """Mean prediction over the observed mean watch time, and over the observed odds (see `calibration`)."""
+    """Predicted over observed watch time: of all impressions, and the least and the largest of its deciles.
+
+    Returns:
+        calibration: mean prediction over the observed mean watch time of an impression; odds_calibration: over the
+        observed odds (see `calibration`); decile_calibration_least and _largest: of the ratios of the deciles by
+        prediction, each against what a model of these `odds` is to predict. NaN where nothing was watched.
+    """
     whole = calibration(predicted_s, clicked, watch_time_s, bins=1)
+    names = ("calibration", "odds_calibration", "decile_calibration_least", "decile_calibration_largest")
     if not len(whole["predicted_s"]):
-        return {"calibration": float("nan"), "odds_calibration": float("nan")}
-    predicted, observed, odds = (whole[name][0] for name in ("predicted_s", "observed_s", "observed_odds_s"))
+        return dict.fromkeys(names, float("nan"))
+    deciles = calibration(predicted_s, clicked, watch_time_s)
+    learned = "observed_odds_s" if odds == "unclicked" else "observed_s"
+    by_decile = _ratio(deciles["predicted_s"], deciles[learned])
+    known = by_decile[np.isfinite(by_decile)]
     return {
-        "calibration": float(predicted / observed) if observed > 0 else float("nan"),
-        "odds_calibration": float(predicted / odds) if odds > 0 else float("nan"),
+        "calibration": float(_ratio(whole["predicted_s"], whole["observed_s"])[0]),
+        "odds_calibration": float(_ratio(whole["predicted_s"], whole["observed_odds_s"])[0]),
+        "decile_calibration_least": float(known.min()) if len(known) else float("nan"),
+        "decile_calibration_largest": float(known.max()) if len(known) else float("nan"),
     }
+
+
+def _ratio(predicted: np.ndarray, observed: np.ndarray) -> npt.NDArray[np.float64]:
+    return np.divide(predicted, observed, out=np.full(len(predicted), np.nan), where=observed > 0)
 
 
 def _runs(new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ that two models of different trainings are judged on the same rows.
 
 import dataclasses
 import datetime
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ QueryTower = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """Encoded requests -> query embeddings float32 [num_queries, embedding_dim]."""
 
 Ranker = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-"""Encoded impressions -> `expected_watch_time_s` and `logit`, float32 [num_impressions] each."""
+"""Encoded impressions, a row of both sides each -> `expected_watch_time_s` and `logit`, float32 [num_impressions] each."""
 
 Nominate = Callable[[pa.Table], pa.Table]
 """A day's impressions as they are stored -> the same with the columns that candidate generation adds."""
@@ -48,6 +49,14 @@ EXCLUDED: Mapping[Exclude, tuple[str, ...]] = {
 REQUEST = "request"
 USER_SURFACE_DAY = "user_surface_day"
 """What groups of impressions are, see `group_impressions`."""
+
+FRESH_S = 7 * 86_400.0
+"""Videos uploaded less than this before an impression are fresh, in seconds."""
+
+SLICED = ("user_completed_watches", "video_age_s")
+"""Further columns of ranking examples that slices are cut by, see `impression_slices`."""
+
+_SMALLEST_SURFACE_SHARE = 0.01
 
 JUDGED = ("request_id", "user_id", "video_id", "shown_at", "surface", "clicked", "watch_time_s")
 """Columns of ranking examples that judging needs."""
@@ -99,6 +108,7 @@ class RankingResult:
         groups: int64 [num_impressions]; pairs are made within a group.
         group_kind: `request`, or `user_surface_day` where most requests are a single impression.
         user_ids: [num_impressions].
+        slices: name -> bool [num_impressions], see `impression_slices`.
     """
 
     scores: np.ndarray
@@ -108,6 +118,23 @@ class RankingResult:
     groups: np.ndarray
     group_kind: str
     user_ids: pa.Array
+    slices: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def metrics_by_slice(self) -> dict[str, float]:
+        """For each slice weighted_pairwise_loss_SLICE: of the watch time that was clicked in it, the share mispredicted.
+
+        The unclicked impressions that it is compared with are those of the group, within the slice or not. NaN where a
+        slice has no pair.
+        """
+        mispredicted, total = metrics.pairwise_losses(
+            self.pair_scores, self.clicked, self.watch_time_s, self.groups
+        )
+        return {
+            f"weighted_pairwise_loss_{name}": float(mispredicted[of].sum() / total[of].sum())
+            if total[of].sum() > 0
+            else float("nan")
+            for name, of in self.slices.items()
+        }
 
     def metrics(self) -> dict[str, float]:
         """What needs only the order of scores.
@@ -284,7 +311,7 @@ def evaluate_ranking(
         InputError: there are no examples, or a score is not a number.
     """
     inputs = [spec.name for spec in encoder.ranking_features]
-    names = list(dict.fromkeys([*JUDGED, *inputs, *(OPENING + name for name in inputs)]))
+    names = list(dict.fromkeys([*JUDGED, *SLICED, *inputs, *(OPENING + name for name in inputs)]))
     day = pa.concat_tables(tables_of(examples, names))
     if nominate is not None and not set(inputs) <= set(day.column_names):
         day = nominate(day)
@@ -412,7 +439,34 @@ def judge_scores(
         groups=groups,
         group_kind=group_kind,
         user_ids=judged["user_id"].combine_chunks(),
+        slices=impression_slices(judged),
     )
+
+
+def impression_slices(judged: pa.Table) -> dict[str, np.ndarray]:
+    """Parts of a day that a mean over all hides, by what was known before each impression.
+
+    Args:
+        judged: ranking examples; a slice whose column is not there does not exist.
+
+    Returns:
+        Name -> bool [num_impressions]: `new_users` (none completed a watch before), `fresh_videos` (uploaded less than
+        FRESH_S before) and `surface_NAME` of each with a hundredth of the impressions or more.
+    """
+    slices = {}
+    if "user_completed_watches" in judged.column_names:
+        watches = pc.fill_null(judged["user_completed_watches"].cast(pa.float64()), 0.0)
+        slices["new_users"] = watches.to_numpy() == 0.0
+    if "video_age_s" in judged.column_names:
+        age_s = pc.fill_null(judged["video_age_s"].cast(pa.float64()), np.inf).to_numpy()
+        slices["fresh_videos"] = age_s < FRESH_S
+    if "surface" in judged.column_names and not pa.types.is_null(judged["surface"].type):
+        surfaces = pc.fill_null(judged["surface"].cast(pa.string()), "").combine_chunks()
+        for count in pc.value_counts(surfaces).to_pylist():
+            if count["values"] and count["counts"] >= _SMALLEST_SURFACE_SHARE * judged.num_rows:
+                name = re.sub(r"[^0-9A-Za-z_.-]+", "_", count["values"])
+                slices[f"surface_{name}"] = pc.equal(surfaces, count["values"]).to_numpy(zero_copy_only=False)
+    return dict(sorted(slices.items()))
 
 
 def _in_parts(ranker: Ranker, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

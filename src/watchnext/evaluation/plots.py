@@ -96,7 +96,7 @@ def plot_reliability(bins: Mapping[str, np.ndarray], path: Path) -> None:
         predicted,
         bins["observed_odds_s"],
         marker="o",
-        label="observed odds, sum(T) / (N - k): what is learned",
+        label="observed odds, sum(T) / (N - k)",
     )
     axes.plot(
         predicted, bins["observed_s"], marker="s", label="observed watch time per impression, sum(T) / N"

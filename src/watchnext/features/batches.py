@@ -282,19 +282,20 @@ class Encoder:
         """Inputs of the ranker.
 
         Args:
-            columns: ranking examples, or what `evaluate_request` makes of a request. In a mapping, columns
-                of length 1 (the query side) are repeated for every row.
+            columns: ranking examples, or what `evaluate_request` makes of a request, where the query side has one
+                row for all impressions.
 
         Returns:
-            One array per ranking feature, and `clicked`, `watch_time_s` float32 [N] where they are given.
+            One array per ranking feature, of as many rows as its column, and `clicked`, `watch_time_s` float32 [N]
+            where they are given.
         """
-        arrays = self._encode(columns, self.ranking_features)
+        arrays = self._encode(columns, self.ranking_features, repeat=False)
         for name in ("clicked", "watch_time_s"):
             if name in _names(columns):
                 arrays[name] = _floats(columns[name])
         return arrays
 
-    def _encode(self, columns: Columns, specs: Sequence[FeatureSpec]) -> Arrays:
+    def _encode(self, columns: Columns, specs: Sequence[FeatureSpec], *, repeat: bool = True) -> Arrays:
         names = _names(columns)
         missing = [spec.name for spec in specs if spec.name not in names]
         if missing:
@@ -307,7 +308,7 @@ class Encoder:
         arrays: Arrays = {}
         for spec in specs:
             array = self._encode_one(columns[spec.name], spec)
-            if len(array) == 1 and rows > 1:
+            if repeat and len(array) == 1 and rows > 1:
                 array = np.repeat(array, rows, axis=0)
             arrays[spec.name] = array
         return arrays

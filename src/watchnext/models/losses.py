@@ -8,42 +8,64 @@ import tensorflow as tf
 
 Estimator = Literal["consistent", "tfrs"]
 
+Odds = Literal["unclicked", "impressions"]
+"""Which impressions are unit negatives of watch time: the unclicked ones, as in the paper, or all."""
+
 
 def weighted_logistic_loss(
-    logits: tf.Tensor, clicked: tf.Tensor, watch_time_s: tf.Tensor, *, unit_s: float, cap_s: float
+    logits: tf.Tensor,
+    clicked: tf.Tensor,
+    watch_time_s: tf.Tensor,
+    *,
+    unit_s: float,
+    cap_s: float,
+    odds: Odds = "unclicked",
 ) -> tf.Tensor:
     """Logistic regression in which a click weighs as much as the watch time that followed (paper, section 4.2).
 
-        w_i = min(T_i, cap_s) / unit_s
-        L   = 1/N * ( sum over clicked of w_i * softplus(-z_i)  +  sum over unclicked of softplus(z_i) )
+        w_i = min(T_i, cap_s) / unit_s,  0 where unclicked
 
-    For impressions that share a logit z the minimum lies at e^z = sum(w_i) / (N - k), with k clicks among N
-    impressions. With P the click rate and E[T] the mean watch time of an impression (0 without a click) that
-    is E[T] / (1 - P) in units of `unit_s`: the paper's approximation E[T] (1 + P), and close to E[T], only
-    while P is small. The sum is divided by the count of impressions, not by the sum of weights, so that the
-    step size does not depend on how long the videos of a batch were watched.
+        unclicked     L = 1/N * sum over i of ( w_i * softplus(-z_i)  +  [i unclicked] * softplus(z_i) )
+        impressions   L = 1/N * sum over i of ( w_i * softplus(-z_i)  +                  softplus(z_i) )
+
+    For impressions that share a logit z the minimum lies, with k clicks among N impressions, at
+
+        unclicked     e^z = sum(w_i) / (N - k) = E[T] / (1 - P) / unit_s
+        impressions   e^z = sum(w_i) / N       = E[T] / unit_s
+
+    with P the click rate and E[T] the mean watch time of an impression (0 without a click). The first is the paper's,
+    which takes P for small: E[T] (1 + P), close to E[T]. Where it is not, what is clicked more is rated too high by
+    its own 1 / (1 - P), and the order of impressions is not that of their watch time. The second counts a
+    clicked impression as a unit negative, too, and is E[T] at any click rate.
+
+    The sum is divided by the count of impressions, not by the sum of weights, so that the step size does not depend
+    on how long the videos of a batch were watched. |dL/dz_i| <= max(1, w_i) / N for any z: no logit needs a bound
+    in training.
 
     Args:
         logits: [num_impressions] logits z.
         clicked: [num_impressions] 1.0 for clicked, 0.0 for unclicked.
         watch_time_s: [num_impressions] watch time in seconds; ignored where unclicked. A click without watch
-            time weighs nothing, as the equation says.
-        unit_s: the watch time, in seconds, that weighs as much as one unclicked impression.
+            time weighs nothing, as the equation says; among `impressions` it is a unit negative.
+        unit_s: the watch time, in seconds, that weighs as much as one unit negative.
         cap_s: watch time above this counts as this, in seconds.
+        odds: which impressions are the unit negatives.
 
     Returns:
         [] mean loss per impression.
     """
     tf.debugging.assert_shapes([(logits, ("N",)), (clicked, ("N",)), (watch_time_s, ("N",))])
     weight = tf.minimum(watch_time_s, cap_s) / unit_s
-    per_impression = clicked * weight * tf.nn.softplus(-logits) + (1.0 - clicked) * tf.nn.softplus(logits)
+    negative = 1.0 if odds == "impressions" else 1.0 - clicked
+    per_impression = clicked * weight * tf.nn.softplus(-logits) + negative * tf.nn.softplus(logits)
     return tf.reduce_mean(per_impression)
 
 
 def expected_watch_time_s(logits: tf.Tensor, *, unit_s: float) -> tf.Tensor:
     """The serving activation that belongs to `weighted_logistic_loss`: unit_s * e^z (paper, section 4.2).
 
-    This is E[T] / (1 - P): above the expected watch time by the factor 1 / (1 - click probability).
+    With odds of `impressions` this is E[T], the expected watch time of an impression; with odds of `unclicked` it is
+    E[T] / (1 - P): above it by the factor 1 / (1 - click probability).
 
     Args:
         logits: [num_impressions] logits z.

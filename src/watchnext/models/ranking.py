@@ -12,10 +12,12 @@ from watchnext.features.batches import FeatureSpec
 from watchnext.features.quantiles import BELOW_ONE
 from watchnext.models import training
 from watchnext.models.checkpoints import Checkpoints
-from watchnext.models.losses import expected_watch_time_s, weighted_logistic_loss
+from watchnext.models.losses import Odds, expected_watch_time_s, weighted_logistic_loss
 from watchnext.models.towers import (
     EmbeddingTable,
+    MatmulDtype,
     adagrad,
+    fastest_matmul_dtype,
     load_signature,
     log_dim,
     relu_tower,
@@ -23,7 +25,9 @@ from watchnext.models.towers import (
     serving_specs,
 )
 
-_NORMALIZED = "normalized"
+_SIDES = ("query", "impression")
+_NORMALIZED = "normalized_"
+_ROWS = "the query side has neither one row nor one per impression: rows of both sides"
 
 
 class QuantileNormalizer(tf.keras.layers.Layer):
@@ -76,6 +80,13 @@ class RankingTower(tf.keras.Model):
     Features of one id space share a table, and each is fed into the tower separately. A continuous feature
     enters as x, x^2, sqrt(x) and an indicator of being missing.
 
+    What is known of a request (the query side) is the same for all its candidates. The first layer is linear in its
+    inputs, so that with x = (x_q, x_i) and its kernel W = (W_q; W_i)
+
+        W x + b = W_q x_q + (W_i x_i + b)
+
+    and W_q x_q, as well as the embeddings it is made of, is computed once per request, whatever the number of candidates.
+
     Args:
         features: the inputs.
         vocabulary_sizes: id space -> number of known ids.
@@ -85,6 +96,8 @@ class RankingTower(tf.keras.Model):
         initial_logit: bias of the last layer before training.
         logit_bound: served logits lie in [-logit_bound, logit_bound], so that no odds overflow.
         unit_s: see `losses.weighted_logistic_loss`.
+        powers: whether x^2 and sqrt(x) of continuous features are inputs (paper, section 4.1).
+        matmul_dtype: of the ReLU layers' products while training; serving computes in float32.
     """
 
     def __init__(
@@ -98,12 +111,20 @@ class RankingTower(tf.keras.Model):
         initial_logit: float,
         logit_bound: float,
         unit_s: float,
+        powers: bool = True,
+        matmul_dtype: tf.DType = tf.float32,
     ) -> None:
         super().__init__(name="ranker")
         self.features = tuple(features)
-        self.continuous = tuple(spec.name for spec in features if spec.kind == "continuous")
+        self.by_side = {side: tuple(spec for spec in features if spec.side == side) for side in _SIDES}
+        self.continuous = {
+            side: tuple(spec.name for spec in specs if spec.kind == "continuous")
+            for side, specs in self.by_side.items()
+        }
         self.logit_bound = logit_bound
         self.unit_s = unit_s
+        self.powers = powers
+        self.matmul_dtype = matmul_dtype
         self.tables = {
             space: EmbeddingTable(
                 vocabulary_sizes[space],
@@ -112,46 +133,93 @@ class RankingTower(tf.keras.Model):
             )
             for space in dict.fromkeys(spec.space for spec in features if spec.space is not None)
         }
-        self.normalizer = QuantileNormalizer([boundaries[name] for name in self.continuous])
+        self.normalizers = {
+            side: QuantileNormalizer([boundaries[name] for name in names])
+            for side, names in self.continuous.items()
+        }
+        self.widths = [
+            sum(self.tables[spec.space].dim for spec in self.by_side[side] if spec.space is not None)
+            + (4 if powers else 2) * len(self.continuous[side])
+            for side in _SIDES
+        ]
         self.tower = relu_tower(hidden_units, name="tower") if hidden_units else None
         self.last = tf.keras.layers.Dense(
             1, bias_initializer=tf.keras.initializers.Constant(initial_logit), name="logit"
         )
+        if self.tower is not None:
+            self.tower.build([None, sum(self.widths)])
+        self.last.build([None, hidden_units[-1] if hidden_units else sum(self.widths)])
         self.serve = tf.function(self._serve, input_signature=[serving_specs(self.features)])
-
-    def normalized(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """[num_impressions, num_continuous] normalised continuous features, NaN = missing.
-
-        Training computes it once before the first epoch; serving within the graph.
-        """
-        return self.normalizer(tf.stack([inputs[name] for name in self.continuous], axis=1))
 
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Logits.
 
         Args:
-            inputs: categorical int32 [num_impressions], multivalent int32 [num_impressions, any], continuous
-                float32 [num_impressions] with NaN = missing; or, instead of the continuous ones, `normalized`.
-            training: without effect.
+            inputs: categorical int32 [rows], multivalent int32 [rows, any], continuous float32 [rows] with NaN =
+                missing; or, instead of the continuous ones, what `normalize_once` makes of them. Inputs of the
+                impression side have a row per impression, those of the query side as many or one for all.
+            training: whether products are computed in `matmul_dtype`.
 
         Returns:
-            [num_impressions], not yet bounded.
+            [num_impressions] float32, not yet bounded.
+
+        Raises:
+            tf.errors.InvalidArgumentError: the query side has neither one row nor one per impression.
         """
+        sides = [self._side(side, inputs, training) for side in _SIDES if self.by_side[side]]
+        if len(sides) == 2:
+            queries, impressions = (tf.shape(side)[0] for side in sides)
+            fits = tf.debugging.Assert(
+                (queries == 1) | (queries == impressions), [_ROWS, queries, impressions]
+            )
+            # None when not in a graph: then it has raised already.
+            with tf.control_dependencies([fits] if fits is not None else []):
+                sides = [tf.identity(side) for side in sides]
+        dtype = self.matmul_dtype if training else tf.float32
+        first, *rest = self.dense_layers()
+        kernels = tf.split(first.kernel, self.widths, axis=0)
+        products = [
+            tf.matmul(tf.cast(side, dtype), tf.cast(kernel, dtype))
+            for side, kernel in zip(sides, [k for k in kernels if k.shape[0]], strict=True)
+        ]
+        values = first.activation(tf.nn.bias_add(sum(products[1:], products[0]), tf.cast(first.bias, dtype)))
+        for layer in rest:
+            product = tf.matmul(values, tf.cast(layer.kernel, dtype))
+            values = layer.activation(tf.nn.bias_add(product, tf.cast(layer.bias, dtype)))
+        return tf.cast(values[:, 0], tf.float32)
+
+    def dense_layers(self) -> list[tf.keras.layers.Dense]:
+        """Bottom first; the last one makes the logit."""
+        return [*(self.tower.layers if self.tower is not None else ()), self.last]
+
+    def _side(self, side: str, inputs: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
+        """[rows, width of the side]: what enters the first layer."""
         parts = []
-        for spec in self.features:
+        for spec in self.by_side[side]:
+            if spec.space is None:
+                continue
+            table = self.tables[spec.space]
             if spec.kind == "categorical":
-                parts.append(self.tables[spec.space or spec.name](inputs[spec.name]))
-            elif spec.kind == "multivalent":
-                parts.append(self.tables[spec.space or spec.name].pool(inputs[spec.name], "mean"))
-        if self.continuous:
-            x = inputs[_NORMALIZED] if _NORMALIZED in inputs else self.normalized(inputs)
+                parts.append(table(inputs[spec.name]))
+            else:
+                parts.append(
+                    table.pool(inputs[spec.name], "mean") if training else table.mean(inputs[spec.name])
+                )
+        if self.continuous[side]:
+            stored = _NORMALIZED + side
+            x = inputs[stored] if stored in inputs else self.normalized(side, inputs)
             missing = tf.math.is_nan(x)
             x = tf.where(missing, 0.0, x)
-            parts += [x, tf.square(x), tf.sqrt(x), tf.cast(missing, tf.float32)]
-        hidden = tf.concat(parts, axis=1)
-        if self.tower is not None:
-            hidden = self.tower(hidden)
-        return self.last(hidden)[:, 0]
+            parts += [x, tf.square(x), tf.sqrt(x)] if self.powers else [x]
+            parts.append(tf.cast(missing, tf.float32))
+        return tf.concat(parts, axis=1)
+
+    def normalized(self, side: str, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """[rows, continuous features of the side] normalised, NaN = missing.
+
+        Training computes it once before the first epoch; serving within the graph.
+        """
+        return self.normalizers[side](tf.stack([inputs[name] for name in self.continuous[side]], axis=1))
 
     def _serve(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         logits = tf.clip_by_value(self(inputs), -self.logit_bound, self.logit_bound)
@@ -188,6 +256,7 @@ def train(
     boundaries: Mapping[str, np.ndarray],
     hidden_units: Sequence[int],
     dims_per_doubling: float,
+    odds: Odds,
     unit_s: float,
     cap_s: float,
     logit_bound: float,
@@ -197,6 +266,8 @@ def train(
     patience: int,
     seed: int,
     evaluate: Callable[[RankingModel], Mapping[str, float]],
+    powers: bool = True,
+    matmul_dtype: MatmulDtype = "auto",
     objective: str = "weighted_pairwise_loss",
     where: str = "train_ranking",
     checkpoints: Checkpoints | None = None,
@@ -210,6 +281,7 @@ def train(
         boundaries: continuous feature -> its quantiles in training.
         hidden_units: see RankingTower.
         dims_per_doubling: see RankingTower.
+        odds: see `losses.weighted_logistic_loss`.
         unit_s: see `losses.weighted_logistic_loss`.
         cap_s: see `losses.weighted_logistic_loss`.
         logit_bound: see RankingTower.
@@ -219,12 +291,15 @@ def train(
         patience: passes without a better objective before training stops.
         seed: decides the order of examples; `training.start` decides the rest.
         evaluate: metrics of the model on the tuning day; empty where there is none.
+        powers: see RankingTower.
+        matmul_dtype: `auto` is `towers.fastest_matmul_dtype`.
         objective: which of them decides on the epoch; less is better.
         where: named in errors and progress.
         checkpoints: see `training.fit`.
 
     Raises:
-        InputError: there are no examples, none of them is clicked with watch time, or the loss became NaN.
+        InputError: there are no examples, none of them is clicked with watch time, or all are clicked where the odds
+            are those of unclicked impressions, or the loss became NaN.
     """
     clicked = examples["clicked"].astype(np.float64)
     training.require_examples(clicked, where)
@@ -234,10 +309,11 @@ def train(
             f"{int((~np.isfinite(weight)).sum())} training examples have no watch time that is a number",
             where=where,
         )
-    if weight.sum() == 0 or clicked.all():
+    negatives = len(clicked) - (clicked.sum() if odds == "unclicked" else 0.0)
+    if weight.sum() == 0 or negatives == 0:
         raise InputError(
             "the odds of watch time cannot be learned: "
-            + ("every impression was clicked" if clicked.all() else "no impression was clicked and watched"),
+            + ("every impression was clicked" if negatives == 0 else "no impression was clicked and watched"),
             where=f"{where}, {len(clicked)} training examples",
             remedy="look at the columns clicked and watch_time_s of the logs",
         )
@@ -248,14 +324,16 @@ def train(
         hidden_units=hidden_units,
         dims_per_doubling=dims_per_doubling,
         # What a model that knows nothing of its inputs would say; training then learns only what differs.
-        initial_logit=float(np.log(weight.sum() / (len(clicked) - clicked.sum()))),
+        initial_logit=float(np.log(weight.sum() / negatives)),
         logit_bound=logit_bound,
         unit_s=unit_s,
+        powers=powers,
+        matmul_dtype=fastest_matmul_dtype() if matmul_dtype == "auto" else tf.as_dtype(matmul_dtype),
     )
     model = RankingModel(
         tower,
         lambda logits, clicks, watch_time_s: weighted_logistic_loss(
-            logits, clicks, watch_time_s, unit_s=unit_s, cap_s=cap_s
+            logits, clicks, watch_time_s, unit_s=unit_s, cap_s=cap_s, odds=odds
         ),
     )
     model.compile(optimizer=adagrad(learning_rate))
@@ -278,26 +356,30 @@ def train(
 def normalize_once(
     tower: RankingTower, examples: Mapping[str, np.ndarray], batch_size: int = 65_536
 ) -> dict[str, np.ndarray]:
-    """The examples with their continuous features replaced by `normalized`, which no epoch then computes again."""
-    arrays = {name: array for name, array in examples.items() if name not in tower.continuous}
-    if tower.continuous:
-        rows = len(examples[tower.continuous[0]])
-        normalized = np.empty((rows, len(tower.continuous)), np.float32)
+    """The examples with the continuous features of each side replaced by one array, normalised, which no epoch then
+    computes again."""
+    continuous = {name for names in tower.continuous.values() for name in names}
+    arrays = {name: array for name, array in examples.items() if name not in continuous}
+    for side, names in tower.continuous.items():
+        if not names:
+            continue
+        rows = len(examples[names[0]])
+        normalized = np.empty((rows, len(names)), np.float32)
         call = tf.function(
-            tower.normalizer, input_signature=[tf.TensorSpec([None, len(tower.continuous)], tf.float32)]
+            tower.normalizers[side], input_signature=[tf.TensorSpec([None, len(names)], tf.float32)]
         )
         for begin in range(0, rows, batch_size):
             end = min(begin + batch_size, rows)
-            values = np.stack([examples[name][begin:end] for name in tower.continuous], axis=1)
+            values = np.stack([examples[name][begin:end] for name in names], axis=1)
             normalized[begin:end] = call(tf.constant(values)).numpy()
-        arrays[_NORMALIZED] = normalized
+        arrays[_NORMALIZED + side] = normalized
     return arrays
 
 
 def predict(
     tower: RankingTower, examples: Mapping[str, np.ndarray], batch_size: int = 16_384
 ) -> dict[str, np.ndarray]:
-    """`expected_watch_time_s` and `logit`, float32 [num_impressions], of encoded examples."""
+    """`expected_watch_time_s` and `logit`, float32 [num_impressions], of encoded examples, both sides a row each."""
     names = [spec.name for spec in tower.features]
     rows = len(examples[names[0]])
     parts = [

@@ -40,6 +40,12 @@ class EmbeddingTable(tf.keras.layers.Layer):
         known = tf.cast(indices > 0, tf.float32)
         return tf.gather(self.table, indices) * known[:, tf.newaxis]
 
+    def mean(self, bags: tf.Tensor) -> tf.Tensor:
+        """`pool(bags, "mean")` without its sparse gradient: for few bags, a fraction of the time."""
+        known = tf.cast(bags > 0, tf.float32)
+        total = tf.einsum("bl,bld->bd", known, tf.gather(self.table, bags))
+        return tf.math.divide_no_nan(total, tf.reduce_sum(known, axis=1, keepdims=True))
+
     def pool(self, bags: tf.Tensor, how: Pooling) -> tf.Tensor:
         """[batch, bag_length] indices -> [batch, dim]: mean, sum or component-wise maximum over the known ids of each bag.
 

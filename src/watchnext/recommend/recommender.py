@@ -118,7 +118,9 @@ class Recommender:
 
             searcher = ScannSearcher.load(bundle.index / "scann")
             query_tower = load_signature(str(bundle.query_tower))
-            ranker = load_signature(str(bundle.ranker))
+            ranker: Model = load_signature(str(bundle.ranker))
+            if not bundle.ranks_one_query:
+                ranker = _with_rows_of_both_sides(ranker)
         encoder = Encoder.load(bundle.features)
         for part, made in (
             ("retrieval", {spec.name for spec in encoder.retrieval_features}),
@@ -264,9 +266,7 @@ class Recommender:
         )
         if nominated:
             columns |= self.nominations(user, request, video_ids, statistics)
-        arrays = self.encoder.encode_ranking(columns)
-        inputs = {name: _repeated(array, len(video_ids)) for name, array in arrays.items()}
-        return self.ranker(inputs)["expected_watch_time_s"].astype(np.float64)
+        return self.ranker(self.encoder.encode_ranking(columns))["expected_watch_time_s"].astype(np.float64)
 
     def nominations(
         self,
@@ -342,8 +342,18 @@ def _ids(video_ids: Iterable[Id], corpus: Corpus) -> pa.Array:
     return pa.array([one if isinstance(one, kind) else None for one in video_ids], corpus.video_ids.type)
 
 
-def _repeated(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
-    return np.repeat(array, rows, axis=0) if len(array) == 1 and rows > 1 else array
+def _with_rows_of_both_sides(ranker: Model) -> Model:
+    """A ranker that wants a row per impression of every input, given one row of the query side."""
+
+    def call(arrays: Mapping[str, npt.NDArray[Any]]) -> Mapping[str, npt.NDArray[Any]]:
+        rows = max(len(array) for array in arrays.values())
+        repeated = {
+            name: np.repeat(array, rows, axis=0) if len(array) == 1 else array
+            for name, array in arrays.items()
+        }
+        return ranker(repeated)
+
+    return call
 
 
 def _read(directory: Path) -> pa.Table:

@@ -99,6 +99,7 @@ def evaluate(
         features / "video_statistics", day, impressions, encoder.manifest["time_zone"]
     )
     trained = json.loads((ranking / "manifest.json").read_text())["params"]
+    odds = trained["odds"]
     bins = metrics.calibration(expected_s, result.clicked, result.watch_time_s)
 
     values: dict[str, float | int | str] = {
@@ -140,8 +141,12 @@ def evaluate(
             result.watch_time_s,
             unit_s=trained["unit_s"],
             cap_s=trained["cap_s"],
+            odds=odds,
         ),
-        **metrics.calibration_ratios(expected_s, result.clicked, result.watch_time_s),
+        **metrics.calibration_ratios(expected_s, result.clicked, result.watch_time_s, odds=odds),
+        "watch_time_mae_s": float(np.abs(expected_s - result.watch_time_s).mean(dtype=np.float64)),
+        "xauc": metrics.xauc(result.scores[result.clicked], result.watch_time_s[result.clicked]),
+        **result.metrics_by_slice(),
     }
     plot_recall_by_k(
         {"model": model.ranks, "model through the index": indexed.ranks, "popular_7_days": popular.ranks},

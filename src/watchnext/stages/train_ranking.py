@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -14,6 +15,7 @@ class Params(Section):
 
     hidden_units: list[int] = Field(default=[128, 64])
     dims_per_doubling: float = Field(default=1.0, gt=0)
+    odds: Literal["unclicked", "impressions"] = Field(default="impressions")
     unit_s: float = Field(default=10.0, gt=0)
     cap_s: float = Field(default=1_800.0, gt=0)
     logit_bound: float = Field(default=15.0, gt=0, le=80)
@@ -21,6 +23,7 @@ class Params(Section):
     learning_rate: float = Field(default=0.02, gt=0)
     epochs: int = Field(default=3, ge=1)
     patience: int = Field(default=1, ge=1)
+    matmul_dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto")
 
 
 def train_ranking(
@@ -77,7 +80,12 @@ def train_ranking(
             lambda day: next(scored("tuning", iter([day]))),
         )
         loss = metrics.weighted_log_loss(
-            result.scores, result.clicked, result.watch_time_s, unit_s=params.unit_s, cap_s=params.cap_s
+            result.scores,
+            result.clicked,
+            result.watch_time_s,
+            unit_s=params.unit_s,
+            cap_s=params.cap_s,
+            odds=params.odds,
         )
         return {
             "tuning_weighted_log_loss": loss,

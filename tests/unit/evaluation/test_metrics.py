@@ -122,7 +122,8 @@ def test_auc_by_hand():
     assert metrics.auc(np.zeros(4), np.array([False, True, False, True])) == 1 / 2
 
 
-def test_weighted_log_loss_is_the_training_loss():
+@pytest.mark.parametrize("odds", ["unclicked", "impressions"])
+def test_weighted_log_loss_is_the_training_loss(odds):
     tf = pytest.importorskip("tensorflow")
     from watchnext.models.losses import weighted_logistic_loss
 
@@ -132,9 +133,12 @@ def test_weighted_log_loss_is_the_training_loss():
         np.array([40.0, 9.0, 900.0]),
     )
     expected = weighted_logistic_loss(
-        *(tf.constant(array, tf.float32) for array in (logits, clicked, time)), unit_s=10.0, cap_s=300.0
+        *(tf.constant(array, tf.float32) for array in (logits, clicked, time)),
+        unit_s=10.0,
+        cap_s=300.0,
+        odds=odds,
     )
-    found = metrics.weighted_log_loss(logits, clicked, time, unit_s=10.0, cap_s=300.0)
+    found = metrics.weighted_log_loss(logits, clicked, time, unit_s=10.0, cap_s=300.0, odds=odds)
     assert found == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -149,6 +153,36 @@ def test_calibration_by_hand():
     ratios = metrics.calibration_ratios(predicted, clicked, time)
     assert ratios["calibration"] == pytest.approx((73 / 4) / (64 / 4))
     assert ratios["odds_calibration"] == pytest.approx((73 / 4) / (64 / 2))
+
+
+def test_calibration_by_decile_is_of_what_the_odds_learn():
+    """Ten deciles of ten impressions, in each five clicked: predictions are the mean watch time but for two deciles."""
+    clicked = np.tile([True, False], 50)
+    time = np.repeat(np.arange(1.0, 11.0), 10)
+    mean = time * 0.5
+    mean[:10], mean[90:] = mean[:10] * 0.8, mean[90:] * 1.5
+    of_impressions = metrics.calibration_ratios(mean, clicked, time, odds="impressions")
+    assert of_impressions["decile_calibration_least"] == pytest.approx(0.8)
+    assert of_impressions["decile_calibration_largest"] == pytest.approx(1.5)
+    of_unclicked = metrics.calibration_ratios(2 * mean, clicked, time, odds="unclicked")
+    assert of_unclicked["decile_calibration_least"] == pytest.approx(0.8)
+    assert of_unclicked["decile_calibration_largest"] == pytest.approx(1.5)
+
+
+def test_xauc_is_the_share_of_pairs_in_order():
+    rng = np.random.default_rng(0)
+    predicted, observed = rng.integers(0, 6, 60).astype(float), rng.integers(0, 9, 60).astype(float)
+    right = total = 0.0
+    for i in range(60):
+        for j in range(60):
+            if observed[i] < observed[j]:
+                total += 1
+                right += (predicted[i] < predicted[j]) + 0.5 * (predicted[i] == predicted[j])
+    assert metrics.xauc(predicted, observed) == pytest.approx(right / total)
+    assert metrics.xauc(observed, observed) == 1.0
+    assert metrics.xauc(np.ones(60), observed) == 0.5
+    assert np.isnan(metrics.xauc(observed, np.ones(60)))
+    assert np.isnan(metrics.xauc(np.ones(0), np.ones(0)))
 
 
 def test_rank_correlation_is_spearmans_with_ties_at_their_mean_rank():

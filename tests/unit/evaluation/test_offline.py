@@ -295,6 +295,34 @@ def test_the_impression_side_is_never_held():
     assert held["recent"].tolist() == [[0, 1], [2, 3], [0, 1], [2, 3]]
 
 
+def test_a_slice_counts_the_watch_time_that_was_clicked_in_it():
+    """Two requests of a click beside two others: right for the new user, half right for the other one."""
+    day = 86_400.0
+    judged = pa.table(
+        {
+            "user_id": [1, 1, 1, 2, 2, 2],
+            "surface": ["home", "home", "home", None, "up next", "up next"],
+            "clicked": [True, False, False, True, False, False],
+            "watch_time_s": [30.0, None, None, 10.0, None, None],
+            "user_completed_watches": [0, 0, 0, 4, 4, 4],
+            "video_age_s": [6.9 * day, None, 8 * day, 7.0 * day, day, day],
+        }
+    )
+    scores, groups = np.array([3.0, 1.0, 2.0, 1.0, 0.0, 2.0]), np.array([0, 0, 0, 1, 1, 1])
+    result = offline.judge_scores(scores, scores, judged, groups, offline.REQUEST)
+    assert {name: mask.tolist() for name, mask in result.slices.items()} == {
+        "fresh_videos": [True, False, False, False, True, True],
+        "new_users": [True, True, True, False, False, False],
+        "surface_home": [True, True, True, False, False, False],
+        "surface_up_next": [False, False, False, False, True, True],
+    }
+    assert result.metrics()["weighted_pairwise_loss"] == pytest.approx(10 / (60 + 20))
+    losses = result.metrics_by_slice()
+    assert losses["weighted_pairwise_loss_new_users"] == losses["weighted_pairwise_loss_surface_home"] == 0.0
+    assert losses["weighted_pairwise_loss_fresh_videos"] == 0.0
+    assert np.isnan(losses["weighted_pairwise_loss_surface_up_next"])
+
+
 def test_scores_that_are_not_numbers_are_an_error(tmp_path):
     encoder = make_encoder(tmp_path / "encoder", ["a"])
     examples = write(tmp_path / "shown", shown([1, 1, 2, 2]))

@@ -9,7 +9,7 @@ from watchnext.models.losses import expected_watch_time_s, sampled_softmax_loss,
 from watchnext.models.samplers import expected_candidate_count, make_sampler
 
 
-def loss_of(logits, clicked, watch_time_s, unit_s=1.0, cap_s=1e9):
+def loss_of(logits, clicked, watch_time_s, unit_s=1.0, cap_s=1e9, odds="unclicked"):
     return float(
         weighted_logistic_loss(
             tf.constant(logits, tf.float32),
@@ -17,6 +17,7 @@ def loss_of(logits, clicked, watch_time_s, unit_s=1.0, cap_s=1e9):
             tf.constant(watch_time_s, tf.float32),
             unit_s=unit_s,
             cap_s=cap_s,
+            odds=odds,
         )
     )
 
@@ -44,6 +45,38 @@ def test_the_minimum_lies_where_the_odds_are_watch_time_over_unclicked_impressio
     assert loss_of([at + 0.05] * 5, clicked, time, unit_s=10.0) > least
     assert loss_of([at - 0.05] * 5, clicked, time, unit_s=10.0) > least
     assert float(expected_watch_time_s(tf.constant(at), unit_s=10.0)) == pytest.approx(60 / 3, rel=1e-5)
+
+
+def test_with_every_impression_a_unit_negative_the_minimum_is_the_mean_watch_time():
+    """(20 + 40) / 5 s, where three of five were clicked, one of them without watch time."""
+    clicked, time = [1.0, 1.0, 1.0, 0.0, 0.0], [20.0, 40.0, 0.0, 0.0, 0.0]
+    at = math.log((20 + 40) / 10 / 5)
+    least = loss_of([at] * 5, clicked, time, unit_s=10.0, odds="impressions")
+    for away in (0.05, -0.05):
+        assert loss_of([at + away] * 5, clicked, time, unit_s=10.0, odds="impressions") > least
+    expected = (
+        3.0 * math.log(1 + math.exp(-0.5)) + math.log(1 + math.exp(0.5)) + math.log(1 + math.exp(2))
+    ) / 2
+    assert loss_of([0.5, 2.0], [1.0, 0.0], [30.0, 0.0], unit_s=10.0, odds="impressions") == pytest.approx(
+        expected, rel=1e-6
+    )
+
+
+def test_the_gradient_of_a_logit_is_bounded_by_its_weight():
+    logits = tf.constant([80.0, -80.0, 0.0])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = weighted_logistic_loss(
+            logits,
+            tf.constant([0.0, 1.0, 1.0]),
+            tf.constant([0.0, 500.0, 3.0]),
+            unit_s=10.0,
+            cap_s=100.0,
+            odds="impressions",
+        )
+    assert tape.gradient(loss, logits).numpy() == pytest.approx(
+        np.array([1.0, -10.0, 0.5 - 0.15]) / 3, rel=1e-5
+    )
 
 
 def test_huge_logits_stay_finite():

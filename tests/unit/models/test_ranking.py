@@ -36,6 +36,7 @@ def train(arrays, features=FEATURES, **overrides):
     settings = {
         "hidden_units": [32],
         "dims_per_doubling": 1.0,
+        "odds": "unclicked",
         "unit_s": 10.0,
         "cap_s": 1000.0,
         "logit_bound": 15.0,
@@ -133,6 +134,73 @@ def test_examples_that_teach_no_odds_are_refused(change, message):
         arrays[name] = np.full_like(arrays[name], value)
     with pytest.raises(InputError, match=message):
         train(arrays)
+
+
+def test_where_every_impression_is_a_unit_negative_clicks_alone_teach_watch_time():
+    """The bias starts at log(sum T / N): without inputs that tell anything it stays there."""
+    arrays = examples(400)
+    arrays["clicked"][:] = 1.0
+    arrays["watch_time_s"][:] = 40.0
+    model = train(arrays, odds="impressions", learning_rate=1e-6)
+    model.tower.last.kernel.assign(tf.zeros_like(model.tower.last.kernel))
+    expected = ranking.predict(model.tower, {name: array[:1] for name, array in arrays.items()})
+    assert expected["expected_watch_time_s"] == pytest.approx([40.0], rel=1e-4)
+
+
+QUERY = tuple(spec.name for spec in FEATURES if spec.side == "query")
+
+
+def test_one_row_of_the_query_side_stands_for_all_candidates(trained, tmp_path):
+    """Scores of a request are those of the same rows with the query side repeated."""
+    repeated = examples(40)
+    for name in QUERY:
+        repeated[name] = np.repeat(repeated[name][:1], 40, axis=0)
+    once = {name: array[:1] if name in QUERY else array for name, array in repeated.items()}
+    ranking.save(trained, tmp_path)
+    loaded = ranking.load_ranker(tmp_path / "ranker")
+    assert loaded(once)["logit"] == pytest.approx(loaded(repeated)["logit"], rel=1e-5, abs=1e-6)
+
+
+def test_a_query_side_that_is_neither_one_nor_one_per_impression_is_refused(trained, tmp_path):
+    """One impression and two queries would broadcast to two scores."""
+    ranking.save(trained, tmp_path)
+    loaded = ranking.load_ranker(tmp_path / "ranker")
+    for queries, impressions in ((2, 1), (3, 40)):
+        arrays = {
+            name: array[: queries if name in QUERY else impressions] for name, array in examples(40).items()
+        }
+        with pytest.raises(tf.errors.InvalidArgumentError, match="neither one row nor one per impression"):
+            loaded(arrays)
+
+
+@pytest.mark.parametrize("side", ["query", "impression"])
+def test_features_of_one_side_alone_make_a_ranker(side):
+    features = tuple(spec for spec in FEATURES if spec.side == side)
+    model = train(examples(), features)
+    assert ranking.predict(model.tower, examples(7))["logit"].shape == (7,)
+
+
+def test_the_first_layer_of_both_sides_is_the_layer_over_all_inputs(trained):
+    """The split product against one product of the inputs side by side."""
+    arrays = {name: tf.constant(array) for name, array in examples(9).items()}
+    tower = trained.tower
+    hidden = tf.concat(
+        [tower._side(side, arrays, training=False) for side in ("query", "impression")], axis=1
+    )
+    logits = tower.last(tower.tower(hidden))[:, 0]
+    assert tower(arrays).numpy() == pytest.approx(logits.numpy(), rel=1e-5, abs=1e-6)
+    assert hidden.shape[1] == sum(tower.widths)
+
+
+def test_without_powers_a_continuous_feature_enters_as_it_is():
+    with_powers, plain = (train(examples(), powers=powers).tower for powers in (True, False))
+    assert sum(with_powers.widths) - sum(plain.widths) == 2 * 2
+
+
+def test_bfloat16_products_train_to_nearly_the_same_scores():
+    rounded, exact = (train(examples(), matmul_dtype=dtype).tower for dtype in ("bfloat16", "float32"))
+    found = ranking.predict(rounded, examples(50, seed=1))["logit"]
+    assert found == pytest.approx(ranking.predict(exact, examples(50, seed=1))["logit"], abs=0.1)
 
 
 def test_no_examples_is_an_error_that_says_so():
