@@ -7,46 +7,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from model_stages import run_model_stages
 
-from watchnext.config import RecommendParams, TrainingParams
+from watchnext.config import RecommendParams
 from watchnext.errors import InputError
 from watchnext.stages.build_index import Params as IndexParams
 from watchnext.stages.build_index import build_index
 from watchnext.stages.evaluate import Params as EvaluateParams
 from watchnext.stages.evaluate import evaluate
-from watchnext.stages.nominate import Params as NominateParams
-from watchnext.stages.nominate import nominate
-from watchnext.stages.train_ranking import Params as RankingParams
-from watchnext.stages.train_ranking import train_ranking
-from watchnext.stages.train_retrieval import Params as RetrievalParams
-from watchnext.stages.train_retrieval import train_retrieval
 
 
 @pytest.fixture(scope="module")
 def made(world_tables, world_features, tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    metrics = {
-        "train_retrieval": train_retrieval(
-            RetrievalParams(epochs=2, embedding_dim=8), TrainingParams(), 1, world_features,
-            root / "retrieval", root / "reports" / "train_retrieval",
-        ),
-        "build_index": build_index(
-            IndexParams(), 1, root / "retrieval", world_features, root / "index", root / "reports" / "build_index"
-        ),
-        "nominate": nominate(
-            NominateParams(), RecommendParams(), TrainingParams(), 1, world_tables, world_features,
-            root / "retrieval", root / "index", root / "sources", root / "reports" / "nominate",
-        ),
-        "train_ranking": train_ranking(
-            RankingParams(epochs=2, hidden_units=[8]), TrainingParams(), 1, world_features, root / "sources",
-            root / "ranking", root / "reports" / "train_ranking",
-        ),
-        "evaluate": evaluate(
-            EvaluateParams(), RecommendParams(), world_features, root / "retrieval", root / "index",
-            root / "sources", root / "ranking", root / "reports" / "evaluate",
-        ),
-    }  # fmt: skip
-    return root, metrics
+    return root, run_model_stages(root, world_tables, world_features, epochs=2, block_epochs=2)
 
 
 def test_outputs_are_those_that_later_stages_read(made, world_features):

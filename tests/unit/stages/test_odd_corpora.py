@@ -5,26 +5,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_world
+from model_stages import run_model_stages
 
 from watchnext.bundle import write_bundle
-from watchnext.config import RecommendParams, TrainingParams
+from watchnext.config import RecommendParams
 from watchnext.engine import EngineParams
 from watchnext.features.batches import Encoder
 from watchnext.features.history import UserHistory
 from watchnext.features.ranking_features import RequestContext
 from watchnext.recommend.recommender import Recommender
-from watchnext.stages.build_index import Params as IndexParams
-from watchnext.stages.build_index import build_index
-from watchnext.stages.evaluate import Params as EvaluateParams
-from watchnext.stages.evaluate import evaluate
 from watchnext.stages.featurize import Params as FeaturizeParams
 from watchnext.stages.featurize import featurize
-from watchnext.stages.nominate import Params as NominateParams
-from watchnext.stages.nominate import nominate
-from watchnext.stages.train_ranking import Params as RankingParams
-from watchnext.stages.train_ranking import train_ranking
-from watchnext.stages.train_retrieval import Params as RetrievalParams
-from watchnext.stages.train_retrieval import train_retrieval
 
 
 def through_all_stages(root, tables, cap):
@@ -35,29 +26,14 @@ def through_all_stages(root, tables, cap):
     features = root / "features"
     sizes = FeaturizeParams().vocabulary_sizes.model_copy(update={"video": cap})
     featurize(
-        FeaturizeParams(vocabulary_sizes=sizes), EngineParams(), 1, tables, features, root / "report" / "f"
+        FeaturizeParams(vocabulary_sizes=sizes),
+        EngineParams(),
+        1,
+        tables,
+        features,
+        root / "reports" / "featurize",
     )
-    metrics = {
-        "train_retrieval": train_retrieval(
-            RetrievalParams(epochs=1, embedding_dim=8), TrainingParams(), 1, features,
-            root / "retrieval", root / "report" / "r",
-        ),
-        "build_index": build_index(
-            IndexParams(), 1, root / "retrieval", features, root / "index", root / "report" / "i"
-        ),
-        "nominate": nominate(
-            NominateParams(block_epochs=1), RecommendParams(), TrainingParams(), 1, tables, features,
-            root / "retrieval", root / "index", root / "sources", root / "report" / "n",
-        ),
-        "train_ranking": train_ranking(
-            RankingParams(epochs=1, hidden_units=[4]), TrainingParams(), 1, features, root / "sources",
-            root / "ranking", root / "report" / "k",
-        ),
-        "evaluate": evaluate(
-            EvaluateParams(), RecommendParams(), features, root / "retrieval", root / "index",
-            root / "sources", root / "ranking", root / "report" / "e",
-        ),
-    }  # fmt: skip
+    metrics = run_model_stages(root, tables, features, epochs=1, block_epochs=1)
     bundle = write_bundle(
         root / "bundle",
         features=features,

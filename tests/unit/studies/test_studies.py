@@ -1,16 +1,14 @@
 """What single studies compute on the way, and one of them from end to end in a small world."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from small_study import rows_of_small_study
 
-from watchnext.cli import make_features
 from watchnext.studies import ann, figure5, surrogate
-from watchnext.studies._lab import Ground, Settings
-from watchnext.studies._runner import run_study
+from watchnext.studies._lab import Ground
 
 
 def ground_of(users: list[int], at: list[int], labels: list[int], history: list[list[int]]) -> Ground:
@@ -76,32 +74,20 @@ def test_logs_that_do_not_say_where_a_watch_came_from_have_no_recommended_ones()
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["figure5", "ann"])
 def test_a_study_runs_from_end_to_end(name: str, project_root: Path) -> None:
-    settings = Settings(
-        users=150, videos=240, topics=8, days=5, pages_per_user_day=2.0, seeds=1, online_days=1
-    )
-    judgements = run_study(name, settings, make_features, root=project_root)
-    assert {one.verdict for one in judgements} <= {
-        "mechanism check passed",
-        "not shown",
-        "does not hold",
-        "another mechanism",
-    }, "reproduced without real logs"
-    content = json.loads((project_root / f"docs/studies/{name}.json").read_text(encoding="utf-8"))
-    for row in content["rows"]:
+    rows = rows_of_small_study(name, project_root)
+    for row in rows:
         assert row["low"] <= row["estimate"] <= row["high"], row
         assert row["source"] == "simulated"
-    assert {row["dial"] for row in content["rows"]} == ({0.0, 0.5, 1.0} if name == "figure5" else {1.0})
+    assert {row["dial"] for row in rows} == ({0.0, 0.5, 1.0} if name == "figure5" else {1.0})
     text = (project_root / f"docs/studies/{name}.md").read_text(encoding="utf-8")
     assert "reproduced" not in text
     if name == "ann":
-        unchanged = [
-            row for row in content["rows"] if row["variant"] == ann.variant_of(1.0) and row["against"]
-        ]
+        unchanged = [row for row in rows if row["variant"] == ann.variant_of(1.0) and row["against"]]
         assert unchanged
         assert all(abs(row["estimate"]) < 1e-12 for row in unchanged)
         found = {
             row["variant"]: row["estimate"]
-            for row in content["rows"]
+            for row in rows
             if row["metric"] == ann.FOUND and not row["against"]
         }
         assert 0.3 < found[ann.variant_of(0.5)] < found[ann.variant_of(0.9)] < 1.0
