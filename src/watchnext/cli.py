@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from ruamel.yaml import YAML
@@ -150,18 +151,7 @@ def history(
     elif not events:
         say(f"{name} had no champion at {at}" if at is not None else f"{name} has no history")
     else:
-        rows = [
-            (
-                event.at[:19].replace("T", " "),
-                event.role,
-                "nobody" if event.version is None else f"version {event.version}",
-                "" if event.before is None else f"version {event.before}",
-                event.evidence,
-                event.reason,
-            )
-            for event in events
-        ]
-        print_table(name, ("since, UTC", "role", "who", "before", "evidence", "why"), rows)
+        _print_events(name, [asdict(event) for event in events])
     by_hand = registry.moved_by_hand(name)
     if at is None and by_hand is not None:
         say(
@@ -195,34 +185,40 @@ def explain(
     print_table(
         f"{name}, version {version}", ("what", "is"), [(key, value) for key, value in facts.items() if value]
     )
-    for kind in ("gate", "shadow"):
-        if told[kind] is None:
-            say(f"no decision of the {kind} about it is kept")
-            continue
+    if not told["decisions"]:
+        say("no decision about it is kept")
+    for decided in told["decisions"]:
         rows = [
             tuple(str(check[key]) for key in ("name", "value", "bound", "outcome", "reason"))
-            for check in told[kind]["checks"]
+            for check in decided.get("checks", ())
         ]
         print_table(
-            f"{kind}: {told[kind]['verdict']}, {told[kind]['reason']}",
+            f"{_minute(decided['at'])} {decided['kind']}: {decided['verdict']}, {decided['reason']}",
             ("check", "value", "bound", "outcome", "why"),
             rows,
         )
     runs = [(run["stage"], run["status"], run["run_id"], str(len(run["params"]))) for run in stages]
     print_table("made by", ("stage", "status", "run in MLflow", "settings"), runs)
-    print_table(
-        "roles",
-        ("since, UTC", "role", "who", "why"),
-        [
-            (
-                event["at"][:19].replace("T", " "),
-                event["role"],
-                "nobody" if event["version"] is None else f"version {event['version']}",
-                event["reason"],
-            )
-            for event in told["events"]
-        ],
-    )
+    _print_events("roles", told["events"])
+
+
+def _print_events(title: str, events: Sequence[Mapping[str, Any]]) -> None:
+    rows = [
+        (
+            _minute(event["at"]),
+            event["role"],
+            "nobody" if event["version"] is None else f"version {event['version']}",
+            "" if event["before"] is None else f"version {event['before']}",
+            event["evidence"],
+            event["reason"],
+        )
+        for event in events
+    ]
+    print_table(title, ("since, UTC", "role", "who", "before", "evidence", "why"), rows)
+
+
+def _minute(at: str) -> str:
+    return at[:19].replace("T", " ")
 
 
 @app.command()

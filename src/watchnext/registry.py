@@ -38,10 +38,11 @@ ROLLBACK = "rollback"
 """The evidence of an event by which somebody took a crowning back."""
 
 _DECISIONS = "decisions"
+_DECISION_TAG = "decision."
 _EVENT_TAG = "event."
 _METRIC_TAG = "metric."
 _VETO_TAG = "rolled_back_because"
-_MOVED_TAG = "moved."
+_CARRIED_OUT_TAG = "carried_out."
 _INSTANT = "%Y-%m-%dT%H:%M:%S.%fZ"  # sorts as text; MLflow allows no plus sign in a tag's name
 _MADE_OF = ("source", "bundle_digest", "data_digest", "params_digest", "git_commit", "trained_until_at")
 _LOCK_WAIT_S = 60.0
@@ -82,12 +83,43 @@ class Version:
         return self.tags.get(_VETO_TAG, "")
 
     @property
+    def decisions(self) -> list["Decided"]:
+        """Every decision about it that was kept, oldest first."""
+        return [
+            Decided(**json.loads(value))
+            for name, value in sorted(self.tags.items())
+            if name.startswith(_DECISION_TAG)
+        ]
+
+    def decided(self, kind: str) -> str | None:
+        """The key of the last decision of a kind (`gate`, `shadow`); None without one."""
+        keys = [one.key for one in self.decisions if one.kind == kind]
+        return keys[-1] if keys else None
+
+    @property
     def metrics(self) -> dict[str, float]:
         return {
             name.removeprefix(_METRIC_TAG): float(value)
             for name, value in self.tags.items()
             if name.startswith(_METRIC_TAG)
         }
+
+
+@dataclass(frozen=True)
+class Decided:
+    """That something was decided about a version; the decision itself is a file among the artifacts of its run.
+
+    Attributes:
+        number: from 1, of this version.
+        kind: `gate` or `shadow`.
+        key: digest of what was judged, against whom, on what data and by which rules.
+        at: ISO instant, UTC.
+    """
+
+    number: int
+    kind: str
+    key: str
+    at: str
 
 
 @dataclass(frozen=True)
@@ -224,9 +256,10 @@ class Registry:
         return self.version(version.name, version.number)
 
     def keep(self, version: Version, kind: str, key: str, content: Mapping[str, Any]) -> None:
-        """Keep a decision about a version, whole, with the run that registered it: `recall` gives it back.
+        """Keep a decision about a version for good, with the run that registered it: `recall` gives it back.
 
-        A later decision of the same kind takes its place.
+        Decisions are only ever added. The tag is what makes one of them: of whoever is killed before it, the next
+        decision takes the number.
 
         Args:
             version: what was decided about.
@@ -234,28 +267,36 @@ class Registry:
             key: what it was decided by.
             content: JSON.
         """
-        with self._plainly():
-            # The tag last: it says that the file is whole.
-            self._client().log_dict(version.run_id, {"key": key, **content}, _decision_file(version, kind))
-        self.record(version, {f"{kind}_decided": key})
+        with self._locked(), self._plainly():
+            number = len(self.version(version.name, version.number).decisions) + 1
+            decided = Decided(number, kind, key, datetime.now(UTC).strftime(_INSTANT))
+            self._client().log_dict(version.run_id, dict(content), _decision_file(version, decided))
+            self._client().set_model_version_tag(
+                version.name,
+                str(version.number),
+                f"{_DECISION_TAG}{number:04d}",
+                json.dumps(asdict(decided)),
+            )
 
-    def recall(self, version: Version, kind: str) -> dict[str, Any] | None:
-        """The decision that `keep` kept, or None if it is not there or not whole."""
-        key = version.tags.get(f"{kind}_decided")
-        if key is None:
-            return None
-        path = _decision_file(version, kind)
+    def recall(self, version: Version, kind: str, key: str | None = None) -> dict[str, Any] | None:
+        """The last decision of a kind that `keep` kept (by `key`, if one is given); None if there is none."""
+        for decided in reversed(self.version(version.name, version.number).decisions):
+            if decided.kind == kind and key in (None, decided.key):
+                content = self._decision(version, decided)
+                if content is not None:
+                    return content
+        return None
+
+    def _decision(self, version: Version, decided: Decided) -> dict[str, Any] | None:
+        """The file of a decision; None if somebody deleted it."""
+        path = _decision_file(version, decided)
         with self._plainly():
             client = self._client()
             if path not in {entry.path for entry in client.list_artifacts(version.run_id, _DECISIONS)}:
                 return None
             with tempfile.TemporaryDirectory(prefix="watchnext-") as scratch:
                 text = Path(client.download_artifacts(version.run_id, path, scratch)).read_text("utf-8")
-        try:
-            content = json.loads(text)
-        except ValueError:  # killed while another decision took its place
-            return None
-        return content if content.pop("key", None) == key else None
+        return json.loads(text)
 
     def bundle(self, version: Version) -> Bundle:
         """The bundle of a version, verified; where artifacts are remote it is downloaded once.
@@ -425,19 +466,11 @@ class Registry:
                 self._mark_moved(name)
 
     def history(self, name: str) -> list[Event]:
-        """Every change of roles of model `name`, oldest first."""
-        if self.is_empty:
-            return []
-        model = self._model(name)
-        return [] if model is None else _events(model.tags)
+        """Every change of roles of model `name` that came about, oldest first."""
+        return [] if self.is_empty else _carried_out(self._model_tags(name), self._aliases(name))
 
     def champion_at(self, name: str, instant: datetime) -> Event | None:
-        """The event by which the champion of that instant became champion; None before the first one.
-
-        An event that was written down and not carried out (its writer was killed in between) made nobody champion.
-        """
-        if self.is_empty:
-            return None
+        """The event by which the champion of that instant became champion; None before the first one."""
         until = instant.astimezone(UTC).strftime(_INSTANT)
         past = [event for event in self._crownings(name) if event.at <= until]
         return past[-1] if past else None
@@ -450,16 +483,7 @@ class Registry:
 
     def _crownings(self, name: str) -> list[Event]:
         """Every event that made somebody champion, oldest first."""
-        tags = self._model_tags(name)
-        events = [event for event in _events(tags) if event.role == "champion"]
-        if not events:
-            return []
-        last = events[-1]
-        carried_out = (
-            self._aliases(name).get("champion") == last.version
-            or tags.get(f"{_MOVED_TAG}champion") == last.at
-        )
-        return events if carried_out else events[:-1]
+        return [event for event in self.history(name) if event.role == "champion"]
 
     def models(self) -> list[str]:
         """Names of the registered models that hold bundles."""
@@ -491,8 +515,13 @@ class Registry:
             **{key: version.tags.get(key, "") for key in _MADE_OF},
             "rolled_back_because": version.rolled_back_because,
             "metrics": version.metrics,
-            "gate": self.recall(version, "gate"),
-            "shadow": self.recall(version, "shadow"),
+            "decisions": [
+                {
+                    **asdict(decided),
+                    **(self._decision(version, decided) or {"verdict": "", "reason": "its file is gone"}),
+                }
+                for decided in version.decisions
+            ],
             "events": [
                 asdict(event) for event in self.history(name) if number in (event.version, event.before)
             ],
@@ -507,7 +536,7 @@ class Registry:
         described = []
         for model in sorted(models, key=lambda model: str(model.name)):
             aliases = {role: int(number) for role, number in dict(model.aliases).items() if role in ROLES}
-            events = _events(model.tags)
+            events = _carried_out(model.tags, aliases)
             roles = {}
             for role in ROLES:
                 if role in aliases:
@@ -558,31 +587,43 @@ class Registry:
 
         An event whose alias was moved is marked by `_mark_moved`: if the alias stands elsewhere now, then because
         it was set outside of watchnext, and the same change again is another event.
+
+        Raises:
+            InputError: by this machine's clock, the last event is yet to come.
         """
-        past = [event for event in self.history(name) if event.role == role]
-        if past and (past[-1].version, past[-1].before) == (number, before):
-            moved = self._model_tags(name).get(f"{_MOVED_TAG}{role}") == past[-1].at
-            if not moved:
-                return
+        self._mark_moved(name)
+        tags = self._model_tags(name)
+        events = _events(tags)
         now = datetime.now(UTC).strftime(_INSTANT)
+        if events and now <= events[-1].at:
+            raise InputError(
+                "the clock of this machine is behind the last change of roles, which the history is ordered by",
+                where=self.registry_uri,
+                offenders=[f"it is {now} here, and the last change was at {events[-1].at}"],
+                remedy="set the clock, then run again: nobody's role has changed",
+            )
+        past = [event for event in events if event.role == role]
+        begun = past and f"{_CARRIED_OUT_TAG}{past[-1].at}" not in tags
+        if begun and (past[-1].version, past[-1].before) == (number, before):
+            return
         event = Event(now, role, number, before, reason[: _TAG_CHARACTERS // 2], evidence, run_id)
         content = {key: value for key, value in asdict(event).items() if key != "at"}
         self._client().set_registered_model_tag(name, f"{_EVENT_TAG}{now}", json.dumps(content))
 
     def _unmarked(self, name: str) -> dict[Role, Event]:
-        """By role, its last event if the alias stands where that put it and is not marked as moved yet."""
+        """By role, its last event if the alias stands where that put it and it is not marked as carried out yet."""
         tags = self._model_tags(name)
         last = {event.role: event for event in _events(tags)}
         aliases = self._aliases(name)
         return {
             role: event
             for role, event in last.items()
-            if aliases.get(role) == event.version and tags.get(f"{_MOVED_TAG}{role}") != event.at
+            if aliases.get(role) == event.version and f"{_CARRIED_OUT_TAG}{event.at}" not in tags
         }
 
     def _mark_moved(self, name: str) -> None:
         for role, event in self._unmarked(name).items():
-            self._client().set_registered_model_tag(name, f"{_MOVED_TAG}{role}", event.at)
+            self._client().set_registered_model_tag(name, f"{_CARRIED_OUT_TAG}{event.at}", role)
 
     def _model_tags(self, name: str) -> dict[str, str]:
         if self._is_local:
@@ -828,8 +869,8 @@ def model_name(setting: str, source: str) -> str:
     return "watchnext" if source == "simulated" else f"watchnext-{source}"
 
 
-def _decision_file(version: Version, kind: str) -> str:
-    return f"{_DECISIONS}/{version.name}-{version.number}-{kind}.json"
+def _decision_file(version: Version, decided: Decided) -> str:
+    return f"{_DECISIONS}/{version.name}-{version.number}-{decided.number:04d}-{decided.kind}.json"
 
 
 def _only_folder(artifacts: Path) -> Path | None:
@@ -853,6 +894,22 @@ def _events(tags: Mapping[str, str]) -> list[Event]:
         Event(at=key.removeprefix(_EVENT_TAG), **json.loads(value))
         for key, value in sorted(tags.items())
         if key.startswith(_EVENT_TAG)
+    ]
+
+
+def _carried_out(tags: Mapping[str, str], aliases: Mapping[str, int]) -> list[Event]:
+    """The events whose alias was moved, oldest first.
+
+    Whoever was killed between an event and its alias leaves one that made nobody anything, until the next run carries
+    it out. One that is not marked was carried out all the same if its alias stands where it put it.
+    """
+    events = _events(tags)
+    last = {event.role: event for event in events}
+    return [
+        event
+        for event in events
+        if f"{_CARRIED_OUT_TAG}{event.at}" in tags
+        or (event is last[event.role] and aliases.get(event.role) == event.version)
     ]
 
 

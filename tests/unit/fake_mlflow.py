@@ -1,6 +1,9 @@
 """An MLflow client that dies in the middle of its work, and a way back to before it began."""
 
 import contextlib
+import multiprocessing
+import os
+import signal
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +37,44 @@ class KilledAtWrite:
             return method(*arguments, **named)
 
         return write
+
+
+class KillsItself(KilledAtWrite):
+    """The same, by `kill -9` of the process that it is in."""
+
+    def __getattr__(self, name: str) -> Any:
+        method = super().__getattr__(name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return method(*arguments, **named)
+            except Killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return call if callable(method) else method
+
+
+def killed_for_real_at(at_write: int, root: Path, step: Callable[..., object], *arguments: object) -> bool:
+    """Run `step(registry, *arguments)` in a process of its own that is killed before its n-th write.
+
+    Processes are forked off one that has imported MLflow and touched no database.
+
+    Returns:
+        Whether it got so far; False where it had fewer writes to do, and ended well.
+    """
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["mlflow", "watchnext.decisions.replay", __name__])
+    process = forks.Process(target=_until_killed, args=(at_write, root, step, *arguments))
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return process.exitcode != 0
+
+
+def _until_killed(at_write: int, root: Path, step: Callable[..., object], *arguments: object) -> None:
+    registry = Registry.open(root)
+    registry._mlflow_client = KillsItself(registry._client(), at_write)
+    step(registry, *arguments)
 
 
 class Snapshot:

@@ -5,11 +5,11 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
-from fake_mlflow import Killed, KilledAtWrite, Snapshot, killed_at
+from fake_mlflow import Killed, KilledAtWrite
 from test_bundle import make_parts, packaged
 
 from watchnext import tracking
@@ -282,22 +282,53 @@ def test_every_page_of_versions_is_read(
     assert registry.status()[0]["latest"]["version"] == 3
 
 
-def test_a_decision_is_kept_whole_or_not_at_all(project: Project, registry: Registry) -> None:
-    """Meant to fail when the key was not looked at again: the file is written before the tag that names it."""
+def test_decisions_are_only_ever_added(project: Project, registry: Registry) -> None:
+    """Meant to fail with one file per kind of decision: the second one took the first one's place."""
     project.register(registry, 1)
 
     def version() -> Version:
         return registry.version("watchnext", 1)
 
     assert registry.recall(version(), "shadow") is None
-    registry.keep(version(), "shadow", "by these rules", {"verdict": "keep", "value": None})
-    assert registry.recall(version(), "shadow") == {"verdict": "keep", "value": None}
-    assert registry.recall(version(), "gate") is None
+    passed, refused = {"verdict": "challenger", "value": None}, {"verdict": "rejected", "value": 1.0}
+    registry.keep(version(), "gate", "by these", passed)
+    registry.keep(version(), "gate", "by others", refused)
+    assert registry.recall(version(), "gate") == refused
+    assert registry.recall(version(), "gate", "by these") == passed
+    assert registry.recall(version(), "gate", "by neither") is None
+    assert registry.recall(version(), "shadow") is None
     killed = Registry.open(project.root)
     killed._mlflow_client = KilledAtWrite(registry._client(), 2)
     with pytest.raises(Killed):
-        killed.keep(version(), "shadow", "by other rules", {"verdict": "crown", "value": 1.0})
-    assert registry.recall(version(), "shadow") is None
+        killed.keep(version(), "shadow", "by these", {"verdict": "crown"})
+    assert registry.recall(version(), "shadow") is None, "the tag makes it a decision"
+    registry.keep(version(), "shadow", "by these", {"verdict": "keep"})
+    told = registry.explain("watchnext", 1)["decisions"]
+    assert [(one["number"], one["kind"], one["verdict"]) for one in told] == [
+        (1, "gate", "challenger"),
+        (2, "gate", "rejected"),
+        (3, "shadow", "keep"),
+    ]
+
+
+def test_a_clock_that_went_back_changes_no_role(
+    project: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meant to fail where the event was written all the same: the history is ordered by instants."""
+    for number in (1, 2):
+        project.register(registry, number)
+    project.crown(registry, 1)
+
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) - timedelta(days=1)
+
+    monkeypatch.setattr("watchnext.registry.datetime", Yesterday)
+    with pytest.raises(InputError, match="clock of this machine is behind"):
+        project.crown(registry, 2, over=1)
+    assert roles(registry) == {"champion": 1}
+    assert [event.version for event in registry.history("watchnext")] == [1]
 
 
 def test_a_champion_that_changed_meanwhile_is_not_overwritten(project: Project, registry: Registry) -> None:
@@ -316,48 +347,6 @@ def test_a_champion_that_changed_meanwhile_is_not_overwritten(project: Project, 
             run_id=project.run_id,
         )
     assert roles(registry) == {"champion": 2, "previous": 1}
-
-
-def first_champion(project: Project, registry: Registry) -> None:
-    version = project.register(registry, 1)
-    registry.record(version, {"verdict": "challenger"}, {"recall_at_100": 0.5})
-    project.crown(registry, 1)
-
-
-def crown_next(project: Project, registry: Registry) -> None:
-    """All that a pipeline does with a second bundle that is registered already."""
-    registry.tidy("watchnext")
-    second, champion = registry.version("watchnext", 2), registry.role("watchnext", "champion")
-    if champion is not None and champion.number == 1:
-        registry.record(second, {"verdict": "challenger"})
-        registry.challenge(second, reason="passed", evidence="gate", run_id=project.run_id)
-        project.crown(registry, 2, over=1)
-
-
-@pytest.mark.parametrize("which", ["first", "next"])
-def test_killed_at_any_write_the_rerun_ends_with_one_champion(project: Project, which: str) -> None:
-    """Seen to fail with the alias moved before its event, and without `tidy`."""
-    step = first_champion if which == "first" else crown_next
-    before, after = {}, {"champion": 1}
-    if which == "next":
-        first_champion(project, Registry.open(project.root))
-        project.register(Registry.open(project.root), 2)
-        before, after = after, {"champion": 2, "previous": 1}
-    start = Snapshot(project.root / DATABASE)
-    for at_write in range(1, 100):
-        client = killed_at(at_write, start, project.root, lambda registry: step(project, registry))
-        found = roles(Registry.open(project.root)).get("champion")
-        assert found in (before.get("champion"), after["champion"]), client.writes
-        step(project, Registry.open(project.root))
-        finished = Registry.open(project.root)
-        assert roles(finished) == after, client.writes
-        crowned = [event.version for event in finished.history("watchnext") if event.role == "champion"]
-        assert crowned == list(range(1, after["champion"] + 1)), client.writes
-        if client.left > 0:
-            break
-    assert at_write > 5
-    versions = Registry.open(project.root)._client().search_model_versions("name = 'watchnext'")
-    assert len(versions) == after["champion"]
 
 
 def test_a_locked_database_is_named(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,12 @@ the champion recorded.
 """
 
 import contextlib
+import hashlib
 import html
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -117,6 +118,7 @@ class Decision:
         metrics: of the candidate on the gate day, and of the champion with the prefix `champion_`.
         against: the champion it was judged against, as name and version number, or "none".
         replaces: it was judged without its champion, which cannot be compared with any more, and takes its place.
+        judged: digests of `challenger`, `champion` (None without one) and `evidence`: what `judged_triple` gives.
     """
 
     verdict: Verdict
@@ -125,6 +127,7 @@ class Decision:
     metrics: Mapping[str, float]
     against: str
     replaces: bool = False
+    judged: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -476,7 +479,7 @@ def promote_bundle(
     opponent = None if is_champion else champion
     rules: dict[str, object] = {
         "format": _FORMAT,
-        "against": opponent.number if opponent else None,
+        "day": "gate",
         "exclude": exclude,
         "champion_not_comparable": champion_not_comparable,
         "checks": checks.model_dump(),
@@ -484,7 +487,8 @@ def promote_bundle(
     rolled_back = "" if version is None or is_champion else version.rolled_back_because
     if rolled_back:
         rules["rolled_back_because"] = rolled_back
-    key = json.dumps(rules, sort_keys=True)
+    judged = judged_triple(digest, opponent, features, rules)
+    key = digest_of(judged)
     settled = version is not None and (is_champion or version.tags.get("gate_key") == key)
     written = previous_metrics or {}
     if settled and (written.get("bundle_digest"), written.get("model_name")) == (digest, name):
@@ -493,8 +497,9 @@ def promote_bundle(
     candidate = Bundle.open(bundle)
     against = "none" if opponent is None else f"version {opponent.number} of {name}"
     decision = None
-    if version is not None and (is_champion or version.tags.get("gate_decided") == key):
-        decision = _recalled(registry, version)
+    if version is not None:
+        decision = _recalled(registry, version, None if is_champion else key)
+    is_new = decision is None
     if decision is None and rolled_back:
         decision = _refused(rolled_back, against)
     if decision is None:
@@ -511,7 +516,8 @@ def promote_bundle(
         say(f"promote: this bundle is the champion already, version {champion.number if champion else ''}")
     run_id = pipeline_run()
     version = version or _register(registry, name, candidate, run_id)
-    if not is_champion:
+    if is_new and not is_champion:
+        decision = replace(decision, judged=judged)
         registry.keep(version, "gate", key, finite(asdict(decision)))
     role = _give_role(registry, version, opponent, decision, key, run_id, is_champion=is_champion)
     write_report(decision, out_report, title=f"The gate: version {version.number} of {name}", role=role)
@@ -542,10 +548,30 @@ def _refused(rolled_back_because: str, against: str) -> Decision:
     )
 
 
-def _recalled(registry: Registry, version: Version) -> Decision | None:
-    """What was decided, to write its report again; measured a second time it would differ by noise."""
-    kept = registry.recall(version, "gate")
-    if kept is None or kept["verdict"] == "held":  # what stood in the way may be gone
+def judged_triple(
+    challenger: str, champion: Version | None, features: Path, rules: Mapping[str, object]
+) -> dict[str, str | None]:
+    """Digests of who is judged, against whom, and by what evidence: the data of these features, and the rules."""
+    data = json.loads((features / "manifest.json").read_text(encoding="utf-8"))["data_digest"]
+    return {
+        "challenger": challenger,
+        "champion": None if champion is None else champion.bundle_digest,
+        "evidence": digest_of({"data": data, **rules}),
+    }
+
+
+def digest_of(content: Mapping[str, object]) -> str:
+    """sha256 of JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _recalled(registry: Registry, version: Version, key: str | None) -> Decision | None:
+    """What was decided of these by this evidence, never to be judged again; of the champion (no key), last.
+
+    Of a version that could not be measured beside its champion nothing was decided: what stood in the way may be gone.
+    """
+    kept = registry.recall(version, "gate", key)
+    if kept is None or (kept["verdict"] == "held" and "champion_recall_at_100" not in kept["metrics"]):
         return None
     return Decision(**{**kept, "checks": checks_of(kept), "metrics": metrics_of(kept)})
 

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -28,8 +28,10 @@ from watchnext.decisions.gate import (
     about_the_champion,
     change_metrics,
     checks_of,
+    digest_of,
     finite,
     html_page,
+    judged_triple,
     measure,
     metrics_of,
     no_worse,
@@ -125,6 +127,7 @@ class Comparison:
         evidence: what the verdict rests on.
         checks: every veto, and whether it was raised (`failed`).
         metrics: champion_*, challenger_* and what belongs to the pair.
+        judged: digests of `challenger`, `champion` and `evidence`.
     """
 
     verdict: Verdict
@@ -132,6 +135,7 @@ class Comparison:
     evidence: Evidence
     checks: tuple[Check, ...]
     metrics: Mapping[str, float]
+    judged: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -473,20 +477,22 @@ def compare_and_crown(
     manifest = json.loads((features / "manifest.json").read_text(encoding="utf-8"))
     rules = {
         "format": _FORMAT,
-        "champion": champion.bundle_digest,
-        "data": manifest["data_digest"],
+        "day": "shadow",
         "evidence": evidence,
         "requests": requests,
         "slate_length": slate_length,
         "exclude": exclude,
         "vetoes": vetoes.model_dump(),
     }
-    key = json.dumps(rules, sort_keys=True)
+    judged = judged_triple(challenger.bundle_digest, champion, features, rules)
+    key = digest_of(judged)
     done = challenger.tags.get("shadow_key") == key
     if done and _stands(previous_metrics or {}, challenger, champion.number):
         return None
 
-    kept = registry.recall(challenger, "shadow") if challenger.tags.get("shadow_decided") == key else None
+    kept = registry.recall(challenger, "shadow", key)
+    if kept is not None and kept["verdict"] == "continue" and not kept["checks"]:
+        kept = None  # they could not be compared: what stood in the way may be gone
     if kept is not None:
         comparison, paired = _restored(kept)
     else:
@@ -495,6 +501,7 @@ def compare_and_crown(
         )
     run_id = pipeline_run()
     if kept is None:
+        comparison = replace(comparison, judged=judged)
         content = {**asdict(comparison), "paired": [asdict(pair) for pair in paired]}
         registry.keep(challenger, "shadow", key, finite(content))
     _settle(registry, champion, challenger, comparison, key, run_id)
@@ -517,14 +524,15 @@ def _without_challenger(
     """
     against = _decided_against(version, champion)
     if version is not None and against is not None:
-        finished = version.tags.get("shadow_key") == version.tags["shadow_decided"]
+        key = str(version.decided("shadow"))
+        finished = version.tags.get("shadow_key") == key
         if finished and _stands(written, version, against):
             return None
         kept = registry.recall(version, "shadow")
         if kept is not None:
             pipeline_run()
             if not finished:  # killed after the roles had changed
-                _mark_done(registry, version, version.tags["shadow_decided"])
+                _mark_done(registry, version, key)
             comparison, paired = _restored(kept)
             return _report(comparison, paired, version, against, slate_length, out_report)
     who = "there is no challenger" if champion is not None else "there is no champion yet"
@@ -536,7 +544,7 @@ def _without_challenger(
 
 def _decided_against(version: Version | None, champion: Version | None) -> int | None:
     """Number of the version that `version` was compared with, if the roles of now are what came of it; else None."""
-    if version is None or champion is None or "shadow_decided" not in version.tags:
+    if version is None or champion is None or version.decided("shadow") is None:
         return None
     against = version.tags.get("shadow_against", "").removeprefix("version ")
     expected = str(version.number) if version.tags.get("shadow_verdict") == "crown" else against
@@ -556,7 +564,12 @@ def _stands(written: Mapping[str, Any], challenger: Version, champion: int) -> b
 
 def _restored(kept: Mapping[str, Any]) -> tuple[Comparison, list[Paired]]:
     comparison = Comparison(
-        kept["verdict"], kept["reason"], kept["evidence"], checks_of(kept), metrics_of(kept)
+        kept["verdict"],
+        kept["reason"],
+        kept["evidence"],
+        checks_of(kept),
+        metrics_of(kept),
+        kept["judged"],
     )
     paired = [
         Paired(

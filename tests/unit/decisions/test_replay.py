@@ -421,7 +421,7 @@ def test_killed_at_any_write_the_next_run_crowns(
             stage.compare(equal_bundle, registry)
         except Killed:
             assert stage.roles()["champion"] in (1, 2)
-            if decided is None and stage.version(2).tags.get("shadow_decided"):
+            if decided is None and stage.version(2).decided("shadow"):
                 decided = float(next(noise)) - 1
             continue
         break
@@ -432,7 +432,7 @@ def test_killed_at_any_write_the_next_run_crowns(
     written = json.loads((stage.root / "report" / "decision.json").read_text(encoding="utf-8"))
     assert (written["verdict"], written["metrics"]) == ("crown", {"noise": decided})
     assert (stage.root / "report" / "overlap.png").stat().st_size > 0
-    assert stage.version(2).tags["shadow_key"] == stage.version(2).tags["shadow_decided"]
+    assert stage.version(2).tags["shadow_key"] == stage.version(2).decided("shadow")
     assert stage.compare(equal_bundle) is None
     stage.metrics = None
     again = stage.compare(equal_bundle)
