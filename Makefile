@@ -3,6 +3,7 @@
 # make repro SOURCE=simulated                           back to the simulated source
 # make bench-quality    candidate generation beside its alternatives; SOURCE and DATA as above, simulated without them
 # make bench-train      how fast candidate generation trains, beside its alternatives; ten minutes, on an idle machine
+# make serve            the champion on loopback, its user state filled from the pipeline's logs
 # make test | check | ui | status | lock | clean
 
 PYTHON ?= python3.11
@@ -12,13 +13,14 @@ PEERS_VENV := benchmarks/.venv
 SOURCE ?=
 DATA ?=
 UI_PORT ?= 5000
+SERVE_PORT ?= 8080
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Without bytecode every stage would compile its imports again: TensorFlow alone takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPATH :=
 
-.PHONY: repro bench-quality bench-train test check ui status lock clean help
+.PHONY: repro bench-quality bench-train serve test check ui status lock clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -78,6 +80,10 @@ bench-quality: $(VENV)/.installed $(PEERS_VENV)/.installed
 
 bench-train: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.train
+
+serve: $(VENV)/.installed
+	@watchnext load-events
+	@watchnext serve --port $(SERVE_PORT)
 
 ui: $(VENV)/.installed
 	@watchnext ui --port $(UI_PORT)

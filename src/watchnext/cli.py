@@ -295,6 +295,40 @@ _Store = Annotated[Path, typer.Option("--store", help="File of the embedded user
 _STORE = Path("state/users.db")
 
 
+@app.command()
+def serve(
+    model: _Model = None,
+    host: Annotated[
+        str, typer.Option(help="Address; one that other machines reach needs the variable WATCHNEXT_API_KEY.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any that is free.", min=0, max=65535)] = 8080,
+    store: _Store = _STORE,
+    poll_s: Annotated[
+        float, typer.Option(help="Seconds between two looks at the registry.", min=0.05, max=3600.0)
+    ] = 2.0,
+    threads: Annotated[int, typer.Option(help="Requests that are answered at once.", min=1, max=64)] = 2,
+) -> None:
+    """Answer requests by the champion, and follow the registry from one to the next, until Ctrl-C or SIGTERM.
+
+    `/docs` describes what can be asked; `watchnext load-events` fills the user state.
+    """
+    from watchnext.registry import Registry
+    from watchnext.serving.app import Limits
+    from watchnext.serving.server import API_KEY_VARIABLE
+    from watchnext.serving.server import serve as run
+
+    run(
+        Path.cwd(),
+        _model_named(Registry.open(Path.cwd()), model),
+        host=host,
+        port=port,
+        store=store,
+        api_key=os.environ.get(API_KEY_VARIABLE) or None,
+        poll_s=poll_s,
+        limits=Limits(threads=threads),
+    )
+
+
 @app.command("load-events")
 def load_events(
     tables: Annotated[Path, typer.Option(help="Folder of validated tables.")] = Path("data/validated"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from watchnext.features.history import UserHistory
+from watchnext.features.ranking_features import VideoFacts
 from watchnext.recommend.state import UserFacts
 from watchnext.serving.events import Event, history_of, id_of
 from watchnext.serving.user_store import SqliteUserStore, UserStore
@@ -64,8 +65,8 @@ def search(user_id: str, query: str, at: int) -> Event:
     return Event(user_id, id_of("searches", row), "searches", row)
 
 
-def channel_of(video_id: int | str) -> int | str | None:
-    return f"channel {int(video_id) % 3}"
+def facts_of(video_id: int | str) -> VideoFacts:
+    return VideoFacts(video_id, channel_id=f"channel {int(video_id) % 3}")
 
 
 def answers(history: UserHistory, before: int) -> tuple[object, ...]:
@@ -88,7 +89,7 @@ def answers(history: UserHistory, before: int) -> tuple[object, ...]:
 
 
 def asked(store: UserStore, user_id: str) -> list[tuple[object, ...]]:
-    history = history_of(store.events(user_id), channel_of)
+    history = history_of(store.events(user_id), facts_of)
     return [answers(history, NOW + hours * HOUR) for hours in range(-30, 2, 3)]
 
 
@@ -141,7 +142,7 @@ def test_an_event_counts_once_by_its_id_and_the_first_one_stays(store: UserStore
 def test_a_log_gives_one_state_in_any_batches_and_order(store: UserStore, size: int) -> None:
     """Every event twice."""
     events = life_of("7", 3)
-    expected = [answers(history_of(events, channel_of), NOW + hours * HOUR) for hours in range(-30, 2, 3)]
+    expected = [answers(history_of(events, facts_of), NOW + hours * HOUR) for hours in range(-30, 2, 3)]
     replayed = events * 2
     random.Random(size).shuffle(replayed)
     news = [
@@ -155,7 +156,7 @@ def test_a_log_gives_one_state_in_any_batches_and_order(store: UserStore, size: 
 def test_a_late_event_stands_where_it_belongs(store: UserStore) -> None:
     store.add([watch("7", 1, NOW - 3 * HOUR), watch("7", 3, NOW - HOUR)])
     store.add([watch("7", 2, NOW - 2 * HOUR)])
-    history = history_of(store.events("7"), channel_of)
+    history = history_of(store.events("7"), facts_of)
     assert history.last_completed(5, NOW) == [1, 2, 3]
     assert history.last_completed(5, NOW - 90 * HOUR // 60) == [1, 2]
 

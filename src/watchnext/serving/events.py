@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from watchnext import schema
 from watchnext.features.history import Id, UserHistory, from_tables
+from watchnext.features.ranking_features import VideoFacts
 
 EventTable = Literal["history", "watches", "impressions", "searches"]
 EVENT_TABLES: tuple[EventTable, ...] = ("history", "watches", "impressions", "searches")
@@ -93,11 +94,11 @@ def rows_of(events: Iterable[Event]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def history_of(events: Iterable[Event], channel_of: Callable[[Id], Id | None]) -> UserHistory:
-    """What one user did, in the form that features are made of; `channel_of` gives the channel of a video."""
+def history_of(events: Iterable[Event], facts_of: Callable[[Id], VideoFacts]) -> UserHistory:
+    """What one user did, in the form that features are made of; `facts_of` gives what is known of a video."""
     rows = rows_of(events)
     videos = {row["video_id"] for table in ("watches", "impressions") for row in rows.get(table, ())}
-    histories = from_tables(rows, {video_id: channel_of(video_id) for video_id in videos})
+    histories = from_tables(rows, {video_id: facts_of(video_id).channel_id for video_id in videos})
     return next(iter(histories.values()), UserHistory())
 
 

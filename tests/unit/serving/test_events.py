@@ -4,6 +4,7 @@ from itertools import permutations
 
 import pytest
 
+from watchnext.features.ranking_features import VideoFacts
 from watchnext.serving.events import Event, history_of, id_of, rows_of
 
 SHOWN = {
@@ -42,7 +43,7 @@ def test_a_watch_is_the_click_on_the_page_that_it_names() -> None:
             ("page 1", 13): (False, 0.0),
             ("page 2", 12): (False, 0.0),
         }
-    history = history_of(events, lambda video_id: None)
+    history = history_of(events, VideoFacts)
     assert history.impressions(10**9) == (3, 1)
     assert history.watches_of_clicks(10**9) == (1, 40_500)
     assert history.last_shown_unwatched(5, 10**9) == [13, 12]

@@ -9,6 +9,7 @@ from tiny_world import DAYS, USERS
 
 from watchnext.errors import InputError
 from watchnext.features.history import UserHistory
+from watchnext.features.ranking_features import VideoFacts
 from watchnext.recommend.recommender import VideoTable
 from watchnext.recommend.state import UserStates
 from watchnext.serving.events import Event, history_of
@@ -39,7 +40,7 @@ def test_users_are_as_the_shadow_comparison_sees_them(world_tables: Path, tmp_pa
     videos = VideoTable(pq.read_table(world_tables / "videos"))
     states = UserStates.read(world_tables, range(USERS))
     for user in range(USERS):
-        loaded = history_of(store.events(str(user)), lambda video_id: videos.facts(video_id).channel_id)
+        loaded = history_of(store.events(str(user)), videos.facts)
         assert known(loaded) == known(states.history(user))
         assert store.facts(str(user)) == states.facts_of(user)
     assert states.facts_of(1).region == "region 1"
@@ -51,10 +52,10 @@ def test_what_a_client_told_before_counts_once(world_tables: Path, tmp_path: Pat
     """A watch with an id of its own is the row that the pipeline has of it."""
     store = SqliteUserStore(tmp_path / "users.db")
     load_events(world_tables, store)
-    before = history_of(store.events("3"), lambda video_id: None)
+    before = history_of(store.events("3"), VideoFacts)
     watch = next(event for event in store.events("3") if event.table == "watches")
     assert store.add([Event("3", "a client's own id", "watches", watch.row)]) == [True]
-    assert known(history_of(store.events("3"), lambda video_id: None)) == known(before)
+    assert known(history_of(store.events("3"), VideoFacts)) == known(before)
     store.close()
 
 

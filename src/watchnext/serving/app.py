@@ -1,0 +1,444 @@
+"""The HTTP face of a `Service`: what comes in is checked and bounded, what goes out says who answered."""
+
+import asyncio
+import contextlib
+import datetime
+import hmac
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import APIKeyHeader
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from watchnext import __version__
+from watchnext.errors import InputError
+from watchnext.features.history import to_microseconds
+from watchnext.serving import messages
+from watchnext.serving.deployment import Deployment
+from watchnext.serving.events import Event, EventTable
+from watchnext.serving.metrics import Metrics
+from watchnext.serving.service import Answer, NoChampionError, Served, Service, check_video_id
+from watchnext.serving.user_store import StoreUnavailableError
+
+log = logging.getLogger("watchnext.serving")
+
+T = TypeVar("T")
+
+_GUARDED = ("/v1/", "/metrics")
+_KEY_HEADER = "X-API-Key"
+_MICROSECOND = datetime.timedelta(microseconds=1)
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes on.
+
+    Attributes:
+        threads: requests that are answered at once.
+        waiting: requests that may wait for a thread; further ones are turned away (503).
+        body_timeout_s: how long a client may take to send its body.
+    """
+
+    threads: int = 2
+    waiting: int = 64
+    body_timeout_s: float = 10.0
+
+
+def make_app(
+    service: Service, deployment: Deployment, *, api_key: str | None = None, limits: Limits | None = None
+) -> FastAPI:
+    """The application.
+
+    Args:
+        service: answers.
+        deployment: what it follows, for `/readyz` and `/v1/models`.
+        api_key: what clients of `/v1/*` and `/metrics` have to show; None: everybody may ask.
+        limits: what is taken on at once.
+    """
+    limits = limits or Limits()
+    metrics = Metrics(service, deployment)
+    desk = _Desk(limits)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        del app
+        yield
+        desk.close()
+
+    app = FastAPI(
+        title="watchnext",
+        version=__version__,
+        description="Slates of videos by the model that the registry names champion.",
+        lifespan=lifespan,
+        responses={
+            status: {"model": messages.Problem, "description": description}
+            for status, description in (
+                (400, "not JSON"),
+                (401, "no API key, or not the right one"),
+                (408, "the body took too long to come"),
+                (413, "the body is too large"),
+                (422, "a field is missing, unknown, or out of bounds"),
+                (503, "not ready, overloaded, or the user state is unavailable"),
+            )
+        },
+    )
+    guarded: list[Any] = (
+        []
+        if api_key is None
+        else [Depends(APIKeyHeader(name=_KEY_HEADER, auto_error=False))]  # said in OpenAPI, checked in _Edge
+    )
+
+    @app.post("/v1/recommend", response_model=messages.RecommendResponse, dependencies=guarded)
+    async def recommend(body: messages.RecommendRequest, request: Request) -> Response:
+        """A slate for a user, by falling expected watch time."""
+
+        def answer() -> Answer:
+            served = service.champion
+            if served is None:
+                raise NoChampionError
+            return service.recommend(
+                str(body.user_id),
+                body.how_many,
+                exclude=[check_video_id(served, one) for one in body.exclude],
+                context=body.context.model_dump(),
+                record=body.record,
+            )
+
+        answered = await desk.run(answer)
+        metrics.answered(answered)
+        request.state.told = {
+            "slate": answered.request_id,
+            "version": answered.served.version.number,
+            **{f"{step}_ms": round(took, 3) for step, took in answered.step_ms.items()},
+            **({"degraded": answered.degraded} if answered.degraded else {}),
+        }
+        return JSONResponse(_told(answered))
+
+    @app.post("/v1/events", response_model=messages.EventsResponse, dependencies=guarded)
+    async def events(body: messages.EventsRequest, request: Request) -> Response:
+        """Watches, searches and impressions: kept once this answers 200, all of them or none."""
+
+        def add() -> list[bool]:
+            served = service.champion
+            if served is None:
+                raise NoChampionError
+            now = service.now()
+            return service.add([_event(one, place, now, served) for place, one in enumerate(body.events)])
+
+        new = await desk.run(add)
+        accepted, duplicates = sum(new), len(new) - sum(new)
+        metrics.took_events(accepted, duplicates)
+        request.state.told = {"accepted": accepted, "duplicates": duplicates}
+        return JSONResponse({"accepted": accepted, "duplicates": duplicates})
+
+    @app.get("/v1/models", response_model=messages.ModelsResponse, dependencies=guarded)
+    async def models() -> messages.ModelsResponse:
+        """The version that answers, versions that were refused, and whether the registry can be reached."""
+        served = service.champion
+        return messages.ModelsResponse(
+            champion=None if served is None else _served_model(served),
+            refused=[
+                messages.Refused(version=one.version.number, reason=one.reason, at=_utc(one.at))
+                for one in list(deployment.refusals.values())
+            ],
+            registry_reachable=deployment.reachable,
+            swaps=deployment.swaps,
+        )
+
+    @app.get("/healthz", include_in_schema=True)
+    async def healthz() -> dict[str, str]:
+        """Whether the process is alive."""
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """Whether requests are answered: 200, or 503 with the reason."""
+        if service.champion is not None:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready", "message": _why_not(deployment)}, 503)
+
+    @app.get("/metrics", dependencies=guarded, response_class=Response)
+    async def prometheus() -> Response:
+        """Metrics as Prometheus reads them."""
+        return Response(metrics.text(), media_type=metrics.content_type)
+
+    def problem(request: Request, status: int, message: str, where: str = "") -> Response:
+        content = {
+            "message": message,
+            "where": where,
+            "request_id": request.scope["state"].get("request_id", ""),
+        }
+        # As ASCII: what a client sent may be no text that UTF-8 can say.
+        return Response(
+            json.dumps(content),
+            status,
+            media_type="application/json",
+            headers={"Retry-After": "1"} if status == 503 else None,
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])[:200]
+        if first["type"] == "json_invalid":
+            return problem(request, 400, "the body is not JSON", where)
+        return problem(request, 422, str(first["msg"])[:500], where)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        return problem(request, error.status_code, str(error.detail))
+
+    @app.exception_handler(InputError)
+    async def unusable(request: Request, error: InputError) -> Response:
+        return problem(request, 422, error.what, error.where)
+
+    @app.exception_handler(NoChampionError)
+    async def no_champion(request: Request, error: NoChampionError) -> Response:
+        del error
+        return problem(request, 503, _why_not(deployment))
+
+    @app.exception_handler(StoreUnavailableError)
+    async def no_store(request: Request, error: StoreUnavailableError) -> Response:
+        log.error("the user state cannot be written", extra={"error": str(error)})
+        return problem(request, 503, "the user state is unavailable, nothing was kept: send it again")
+
+    @app.exception_handler(_OverloadedError)
+    async def overloaded(request: Request, error: _OverloadedError) -> Response:
+        del error
+        return problem(request, 503, "too many requests are waiting: try again")
+
+    app.add_middleware(_Edge, api_key=api_key, limits=limits, metrics=metrics)
+    return app
+
+
+class _OverloadedError(Exception):
+    """More requests wait than may."""
+
+
+class _Desk:
+    """Threads that answer, and a bounded line before them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="answer")
+        self._at_most = limits.threads + limits.waiting
+        self._taken = 0
+
+    async def run(self, work: Callable[[], T]) -> T:
+        if self._taken >= self._at_most:
+            raise _OverloadedError
+        self._taken += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._taken -= 1
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+
+
+class _Edge:
+    """Around everything: a request id, the API key, the bounds of the body, one line in the log, the metrics."""
+
+    def __init__(self, app: ASGIApp, *, api_key: str | None, limits: Limits, metrics: Metrics) -> None:
+        self._app = app
+        self._key = None if api_key is None else api_key.encode()
+        self._limits = limits
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id = uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        status = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        async def refuse(code: int, text: str) -> None:
+            headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+            await sending({"type": "http.response.start", "status": code, "headers": headers})
+            content = {"message": text, "where": "", "request_id": request_id}
+            await sending({"type": "http.response.body", "body": json.dumps(content).encode()})
+
+        try:
+            if not self._may(scope):
+                await refuse(401, f"no API key, or not the right one: send it as the header {_KEY_HEADER}")
+            else:
+                body = await self._body(scope, receive)
+                if isinstance(body, bytes):
+                    await self._app(scope, _replayed(body, receive), sending)
+                elif body is not None:
+                    await refuse(*body)
+        except Exception:
+            log.exception("a request failed", extra={"request_id": request_id})
+            if status == 0:
+                await refuse(500, "this is a defect of the server; its log has the same request id")
+        finally:
+            took_s = time.perf_counter() - began
+            route = scope.get("route")
+            path = getattr(route, "path", "other")
+            self._metrics.request(path, scope["method"], status, took_s)
+            log.info(
+                "request",
+                extra={
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    "path": path,
+                    "status": status,
+                    "took_ms": round(took_s * 1000.0, 3),
+                    **state.get("told", {}),
+                },
+            )
+
+    def _may(self, scope: Scope) -> bool:
+        if self._key is None or not scope["path"].startswith(_GUARDED):
+            return True
+        name = _KEY_HEADER.lower().encode()
+        shown = next((value for key, value in scope["headers"] if key == name), b"")
+        return hmac.compare_digest(shown, self._key)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | tuple[int, str] | None:
+        """The whole body; or status and text of why it is not taken; or None if the client is gone."""
+        too_large = (413, f"the body has more than {messages.MAX_BODY_BYTES} bytes")
+        for key, value in scope["headers"]:
+            if key == b"content-length" and value.isdigit() and int(value) > messages.MAX_BODY_BYTES:
+                return too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_timeout_s):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > messages.MAX_BODY_BYTES:
+                        return too_large
+        except TimeoutError:
+            return 408, f"the body did not come within {self._limits.body_timeout_s:g} s"
+        return bytes(body)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that was read already, and after it whatever comes."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return replay
+
+
+def _event(given: messages.AnyEvent, place: int, now: int, served: Served) -> Event:
+    """The event that is kept.
+
+    Raises:
+        InputError: its video id is not of the type that the model's are, or it lies in the future.
+    """
+    where = f"events.{place}"
+    table: EventTable
+    row: dict[str, Any] = given.model_dump(exclude={"id", "type", "user_id"})
+    if isinstance(given, messages.WatchEvent):
+        table = "watches"
+        length = int(given.watch_time_s * 1_000_000.0 + 0.5)
+        row["watched_at"] = _instant(given.watched_at, now - length, f"{where}.watched_at")
+    elif isinstance(given, messages.SearchEvent):
+        table = "searches"
+        row["searched_at"] = _instant(given.searched_at, now, f"{where}.searched_at")
+    else:
+        table = "impressions"
+        row["shown_at"] = _instant(given.shown_at, now, f"{where}.shown_at")
+    if "video_id" in row:
+        row["video_id"] = check_video_id(served, row["video_id"])
+    return Event(str(given.user_id), given.id, table, row)
+
+
+def _instant(given: datetime.datetime | None, latest: int, where: str) -> int:
+    """Microseconds of an instant; a clock that is ahead a little is taken to show now.
+
+    Raises:
+        InputError: it is further ahead than clocks are.
+    """
+    at = latest if given is None else to_microseconds(given)
+    if at > latest + int(messages.CLOCK_SKEW_S * 1_000_000.0):
+        raise InputError("an event cannot be kept before it has happened (a watch: ended)", where=where)
+    return min(at, latest)
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    """A `RecommendResponse` as JSON has it."""
+    facts = answer.served.recommender.videos.facts
+    return {
+        "request_id": answer.request_id,
+        "user_id": answer.user_id,
+        "model": {"name": answer.served.version.name, "version": answer.served.version.number},
+        "videos": [
+            {
+                "video_id": video.video_id,
+                "position": position,
+                "expected_watch_time_s": video.expected_watch_time_s,
+                "sources": dict(video.sources),
+                "uploaded_at": _iso(facts(video.video_id).uploaded_at),
+            }
+            for position, video in enumerate(answer.slate.videos)
+        ],
+        "personal": answer.slate.personal,
+        "degraded": answer.degraded,
+    }
+
+
+def _iso(instant: int | datetime.datetime | None) -> str | None:
+    if instant is None:
+        return None
+    return (_EPOCH + to_microseconds(instant) * _MICROSECOND).isoformat()
+
+
+def _utc(timestamp: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(timestamp, datetime.UTC)
+
+
+def _served_model(served: Served) -> messages.ServedModel:
+    bundle = served.recommender.bundle
+    return messages.ServedModel(
+        name=served.version.name,
+        version=served.version.number,
+        bundle_digest=bundle.digest,
+        source=bundle.source,
+        trained_until_at=bundle.trained_until_at,
+        since_at=_utc(served.since_at),
+    )
+
+
+def _why_not(deployment: Deployment) -> str:
+    """Why nothing is served."""
+    if deployment.reachable is None:
+        return "the registry has not been asked yet"
+    if not deployment.reachable:
+        return "the registry cannot be reached"
+    for refusal in list(deployment.refusals.values()):
+        return f"version {refusal.version.number} of {deployment.name} was refused: {refusal.reason}"
+    return f"{deployment.name} has no champion, or it is being loaded: `dvc repro` makes one"

@@ -1,0 +1,179 @@
+"""What clients send and are sent. Everything that comes in is bounded, and unknown fields are refused."""
+
+import datetime
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, StringConstraints
+
+from watchnext.recommend.recommender import MAX_SLATE
+
+MAX_BODY_BYTES = 1 << 20
+MAX_EVENTS = 1_000
+MAX_EXCLUDED = 2_000
+MAX_WATCH_TIME_S = 864_000.0
+CLOCK_SKEW_S = 300.0
+"""How far ahead of the server's clock an event may be; it is then taken to have happened now."""
+
+_Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)]
+_Label = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
+_Integer = Annotated[StrictInt, Field(ge=-(1 << 63), lt=1 << 63)]
+GivenId = _Integer | _Text
+"""An id: an integer or text. A user whose id is 7 is the user "7"."""
+
+
+class _Incoming(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Context(_Incoming):
+    """Facts of a request; those that are given come before what is known of the user."""
+
+    surface: _Label | None = Field(default=None, description="where in the product the slate is shown")
+    device: _Label | None = Field(default=None, description="class of the device")
+    logged_in: Annotated[bool, Field(strict=True)] | None = None
+    region: _Label | None = None
+    gender: _Label | None = None
+    age_years: Annotated[float, Field(ge=0.0, le=130.0)] | None = None
+
+
+class RecommendRequest(_Incoming):
+    """A request for a slate."""
+
+    user_id: GivenId
+    how_many: Annotated[int, Field(strict=True, ge=1, le=MAX_SLATE)] = Field(
+        20, description="length of the slate; fewer come back only where fewer videos exist"
+    )
+    exclude: Annotated[list[GivenId], Field(max_length=MAX_EXCLUDED)] = Field(
+        [], description="further videos not to show"
+    )
+    context: Context = Context()
+    record: Annotated[bool, Field(strict=True)] = Field(
+        True, description="whether the slate will be shown: its videos then become impressions"
+    )
+
+
+class _Event(_Incoming):
+    id: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200)] = Field(
+        description="unique among the user's events; an event that is sent again has the same id"
+    )
+    user_id: GivenId
+
+
+class WatchEvent(_Event):
+    """A watch. It counts from its end on."""
+
+    type: Literal["watch"]
+    video_id: GivenId
+    watched_at: AwareDatetime | None = Field(
+        None, description="when the watch began; without it, the watch ended now"
+    )
+    watch_time_s: Annotated[float, Field(ge=0.0, le=MAX_WATCH_TIME_S)]
+    completed: Annotated[bool, Field(strict=True)] = Field(description="whether the video was completed")
+    origin: _Label | None = Field(None, description="what led to it: home, search, external, ...")
+    request_id: _Text | None = Field(
+        None, description="the slate that it came from: its impression is clicked"
+    )
+
+
+class SearchEvent(_Event):
+    """A search."""
+
+    type: Literal["search"]
+    searched_at: AwareDatetime | None = Field(None, description="without it, now")
+    query: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=1000)]
+
+
+class ImpressionEvent(_Event):
+    """A video that something else than this server put before the user."""
+
+    type: Literal["impression"]
+    request_id: _Text = Field(description="the page that it was on")
+    video_id: GivenId
+    shown_at: AwareDatetime | None = Field(None, description="without it, now")
+    position: Annotated[int, Field(strict=True, ge=0, lt=1 << 31)] | None = None
+    surface: _Label | None = None
+    device: _Label | None = None
+    logged_in: Annotated[bool, Field(strict=True)] | None = None
+    clicked: Annotated[bool, Field(strict=True)] = False
+    watch_time_s: Annotated[float, Field(ge=0.0, le=MAX_WATCH_TIME_S)] = 0.0
+
+
+AnyEvent = Annotated[WatchEvent | SearchEvent | ImpressionEvent, Field(discriminator="type")]
+
+
+class EventsRequest(_Incoming):
+    """A batch of events: all of them are kept, or none."""
+
+    events: Annotated[list[AnyEvent], Field(min_length=1, max_length=MAX_EVENTS)]
+
+
+class EventsResponse(BaseModel):
+    """The events are kept, and in the features of every request from now on."""
+
+    accepted: int = Field(description="events that were new")
+    duplicates: int = Field(description="events whose id the user already had; nothing changed")
+
+
+class Model(BaseModel):
+    """A version of the registered model."""
+
+    name: str
+    version: int
+
+
+class Video(BaseModel):
+    """A video of a slate."""
+
+    video_id: int | str
+    position: int
+    expected_watch_time_s: float
+    sources: Mapping[str, float] = Field(
+        description="every source that named it, with its score on a scale of its own"
+    )
+    uploaded_at: datetime.datetime | None
+
+
+class RecommendResponse(BaseModel):
+    """A slate, by falling expected watch time."""
+
+    request_id: str = Field(description="names this slate; a watch that came from it says so")
+    user_id: str
+    model: Model
+    videos: list[Video]
+    personal: bool = Field(description="whether candidates came from the user's own past")
+    degraded: str = Field(description="what the answer had to do without; empty if nothing")
+
+
+class ServedModel(Model):
+    """A version that answers."""
+
+    bundle_digest: str
+    source: str
+    trained_until_at: datetime.datetime
+    since_at: datetime.datetime = Field(description="since when this server serves it")
+
+
+class Refused(BaseModel):
+    """A version that has the role and cannot be served."""
+
+    version: int
+    reason: str
+    at: datetime.datetime
+
+
+class ModelsResponse(BaseModel):
+    """What is served, and what the registry last said."""
+
+    champion: ServedModel | None
+    refused: list[Refused]
+    registry_reachable: bool | None = Field(description="null before it was first asked")
+    swaps: int
+
+
+class Problem(BaseModel):
+    """Why a request was not answered."""
+
+    message: str
+    where: str = Field("", description="field of the request")
+    request_id: str

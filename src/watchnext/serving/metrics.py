@@ -1,0 +1,100 @@
+"""What a server tells Prometheus. Each server has a registry of its own, so that two in one process do not mix."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from watchnext.serving.deployment import Deployment
+from watchnext.serving.service import Answer, Service
+
+_LATENCY_BUCKETS_S = (0.001, 0.002, 0.004, 0.006, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Metrics:
+    """The metrics of one server."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, service: Service, deployment: Deployment) -> None:
+        self._service = service
+        self._deployment = deployment
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "watchnext_requests",
+            "HTTP requests",
+            ("path", "method", "status"),
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "watchnext_request_seconds",
+            "from the first byte to the last of the answer",
+            ("path",),
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._steps = Histogram(
+            "watchnext_step_seconds",
+            "steps of answering a request for a slate",
+            ("step",),
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._slates = Counter(
+            "watchnext_slates",
+            "slates by version, and whether something had to be done without",
+            ("version", "degraded"),
+            registry=self._registry,
+        )
+        self._events = Counter(
+            "watchnext_events", "events by what became of them", ("outcome",), registry=self._registry
+        )
+        self._version = Gauge(
+            "watchnext_champion_version",
+            "number of the version that answers; 0: none",
+            registry=self._registry,
+        )
+        self._trained_until = Gauge(
+            "watchnext_champion_trained_until_seconds",
+            "end of its training days, seconds since 1970",
+            registry=self._registry,
+        )
+        self._swaps = Gauge(
+            "watchnext_champion_swaps", "how often another version was taken", registry=self._registry
+        )
+        self._refused = Gauge(
+            "watchnext_champion_refused",
+            "versions that have the role and cannot be served",
+            registry=self._registry,
+        )
+        self._reachable = Gauge(
+            "watchnext_registry_reachable",
+            "whether the registry answered when asked last",
+            registry=self._registry,
+        )
+
+    def request(self, path: str, method: str, status: int, took_s: float) -> None:
+        """Count a request. `path` is a route, so that clients cannot make up labels."""
+        known = method if method in ("GET", "POST", "HEAD", "OPTIONS") else "other"
+        self._requests.labels(path, known, str(status)).inc()
+        self._seconds.labels(path).observe(took_s)
+
+    def answered(self, answer: Answer) -> None:
+        """Count a slate."""
+        self._slates.labels(str(answer.served.version.number), str(bool(answer.degraded)).lower()).inc()
+        for step, took_ms in answer.step_ms.items():
+            self._steps.labels(step).observe(took_ms / 1000.0)
+
+    def took_events(self, accepted: int, duplicates: int) -> None:
+        """Count events."""
+        self._events.labels("accepted").inc(accepted)
+        self._events.labels("duplicate").inc(duplicates)
+
+    def text(self) -> bytes:
+        """All of them, as of now."""
+        served = self._service.champion
+        self._version.set(0 if served is None else served.version.number)
+        if served is not None:
+            self._trained_until.set(served.recommender.bundle.trained_until_at.timestamp())
+        self._swaps.set(self._deployment.swaps)
+        self._refused.set(len(self._deployment.refusals))
+        self._reachable.set(bool(self._deployment.reachable))
+        return generate_latest(self._registry)

@@ -1,0 +1,151 @@
+"""`watchnext serve`: from settings to a process that listens, says so, and drains when it is told to end."""
+
+import ipaddress
+import json
+import logging
+import signal
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from watchnext.errors import InputError
+from watchnext.registry import Registry
+from watchnext.serving.app import Limits, make_app
+from watchnext.serving.deployment import POLL_S, Deployment
+from watchnext.serving.service import Served, Service
+from watchnext.serving.user_store import SqliteUserStore
+
+API_KEY_VARIABLE = "WATCHNEXT_API_KEY"
+_DRAIN_S = 20
+_LOGGED = logging.getLogger("watchnext.serving")
+
+
+def serve(
+    root: Path,
+    name: str,
+    *,
+    host: str,
+    port: int,
+    store: Path,
+    api_key: str | None = None,
+    poll_s: float = POLL_S,
+    limits: Limits | None = None,
+) -> None:
+    """Answer requests until SIGTERM or SIGINT; requests that were taken are then answered still.
+
+    Args:
+        root: project whose registry is followed.
+        name: registered model.
+        host: address to listen on.
+        port: 0 for any that is free; the log says which.
+        store: file of the user state.
+        api_key: what clients have to show; None: everybody who reaches the address may ask.
+        poll_s: seconds between two looks at the registry.
+        limits: what is taken on at once.
+
+    Raises:
+        InputError: the address is not loopback and there is no API key, is taken, or the user state cannot be opened.
+    """
+    if api_key is None and not is_loopback(host):
+        raise InputError(
+            f"{host} can be reached from other machines, and there is no API key",
+            where="--host",
+            remedy=f"set {API_KEY_VARIABLE}, or listen on 127.0.0.1",
+        )
+    if api_key is not None and (len(api_key) < 16 or not api_key.isascii()):
+        raise InputError(
+            "the API key is too easy to guess",
+            where=API_KEY_VARIABLE,
+            remedy='16 ASCII characters at least: python -c "import secrets; print(secrets.token_urlsafe())"',
+        )
+    _log_as_json()
+    listening = _listen(host, port)
+    users = SqliteUserStore(store)
+    service = Service(users)
+
+    def swap(served: Served) -> None:
+        service.champion = served
+
+    deployment = Deployment(Registry.open(root), name, swap)
+    app = make_app(service, deployment, api_key=api_key, limits=limits)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=_DRAIN_S, server_header=False
+    )
+    address, at = listening.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    _LOGGED.info("listening", extra={"url": f"http://{shown}:{at}", "model": name})
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn drains, and raises the signal again afterwards: that must not end what is still to be closed here.
+        signal.signal(ending, lambda *_: None)
+    deployment.start(poll_s)
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        deployment.stop()
+        users.close()
+        _LOGGED.info("ended")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address. A name other than `localhost` may lead anywhere.
+
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")]
+    [True, True, True, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(1024)  # who comes before the loop runs waits; nobody is refused
+        except OSError:
+            listening.close()
+            raise
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host}, port {port}",
+            where="--host, --port",
+            offenders=[error],
+            remedy="choose another port (0: any that is free)",
+        ) from error
+    return listening
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object per line: instant, level, message, and what else was said."""
+
+    _ALWAYS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **{name: value for name, value in vars(record).items() if name not in self._ALWAYS},
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def _log_as_json() -> None:
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_JsonLines())
+    for name in ("watchnext", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)

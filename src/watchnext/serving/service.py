@@ -1,0 +1,214 @@
+"""One answer: from a user's events and whatever model is served to a slate, without HTTP.
+
+The server, `watchnext recommend` and `watchnext.load` all answer through `Service`, so they give the same slate.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from watchnext.errors import InputError
+from watchnext.features.history import Id, UserHistory
+from watchnext.features.ranking_features import RequestContext
+from watchnext.recommend.recommender import Recommender, Slate
+from watchnext.recommend.state import UserFacts
+from watchnext.registry import Version
+from watchnext.serving.events import Event, history_of, id_of
+from watchnext.serving.user_store import StoreUnavailableError, UserStore
+
+log = logging.getLogger("watchnext.serving")
+
+HOW_MANY = 20
+STATE_UNAVAILABLE = "user state unavailable: answered from the request alone"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A version that answers requests: its bundle verified, loaded and warmed up."""
+
+    version: Version
+    recommender: Recommender
+    since_at: float = field(default_factory=time.time)
+
+    @property
+    def integer_video_ids(self) -> bool:
+        """Whether video ids of its logs are integers; text otherwise."""
+        return bool(pa.types.is_integer(self.recommender.encoder.vocabularies["video"].tokens.type))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A slate, and how it came about.
+
+    Attributes:
+        request_id: the page, as impressions name it.
+        at: instant of the request, microseconds since 1970 UTC; what happened before it counted.
+        served: who answered.
+        slate: what to show.
+        degraded: what the answer had to do without; empty if nothing.
+        step_ms: step -> how long it took.
+    """
+
+    request_id: str
+    user_id: str
+    at: int
+    served: Served
+    slate: Slate
+    degraded: str
+    step_ms: Mapping[str, float]
+
+
+class NoChampionError(Exception):
+    """No version is served yet."""
+
+
+class Service:
+    """Answers requests and takes events. Safe to be used by several threads at once.
+
+    Args:
+        store: what is known of users.
+
+    Attributes:
+        champion: the version that answers; replaced as a whole, between two requests.
+    """
+
+    def __init__(self, store: UserStore, champion: Served | None = None) -> None:
+        self.store = store
+        self.champion = champion
+        self._clock = threading.Lock()
+        self._last_at = 0
+
+    def now(self) -> int:
+        """Microseconds since 1970 UTC, later than ever before.
+
+        What was accepted before a request is then strictly before it, even where the clock is turned back a little.
+        """
+        with self._clock:
+            self._last_at = max(time.time_ns() // 1000, self._last_at + 1)
+            return self._last_at
+
+    def add(self, events: list[Event]) -> list[bool]:
+        """Keep events: once this returns they are in the features of every later request.
+
+        Raises:
+            StoreUnavailableError: they were not kept.
+        """
+        return self.store.add(events)
+
+    def recommend(
+        self,
+        user_id: str,
+        how_many: int = HOW_MANY,
+        *,
+        exclude: Collection[Id] = (),
+        context: Mapping[str, Any] | None = None,
+        record: bool = True,
+    ) -> Answer:
+        """Answer one request by the champion.
+
+        Args:
+            user_id: who asks; somebody unknown gets what is popular or new.
+            how_many: length of the slate.
+            exclude: further videos not to show.
+            context: facts of the request, by the names of `RequestContext`; they come before what is known of the user.
+            record: whether the slate is shown, and so becomes impressions.
+
+        Raises:
+            NoChampionError: nothing is served yet.
+            InputError: `how_many` is out of bounds.
+        """
+        served = self.champion
+        if served is None:
+            raise NoChampionError
+        watch = _StopWatch()
+        at = self.now()
+        degraded = ""
+        try:
+            history, facts = self.history(user_id, served), self.store.facts(user_id)
+        except StoreUnavailableError as error:
+            log.error("the user state cannot be read", extra={"error": str(error)})
+            history, facts, degraded = UserHistory(), UserFacts(), STATE_UNAVAILABLE
+        request = request_context(user_id, at, facts, context or {})
+        watch.lap("state")
+        slate = served.recommender.recommend(history, request, how_many, exclude)
+        watch.lap("recommend")
+        request_id = uuid.uuid4().hex
+        if record and not degraded:
+            try:
+                self.store.add(impressions_of(slate, request, request_id))
+            except StoreUnavailableError as error:
+                log.error("impressions cannot be recorded", extra={"error": str(error)})
+                degraded = "impressions not recorded"
+        watch.lap("record")
+        return Answer(request_id, user_id, at, served, slate, degraded, watch.laps_ms)
+
+    def history(self, user_id: str, served: Served) -> UserHistory:
+        """What the user did, with facts of videos from the model that answers."""
+        return history_of(self.store.events(user_id), served.recommender.videos.facts)
+
+
+def request_context(user_id: str, at: int, facts: UserFacts, context: Mapping[str, Any]) -> RequestContext:
+    """A request as features see it: what it says itself, and else what is known of the user."""
+    known = {
+        "region": facts.region,
+        "age_years": facts.age_years,
+        "gender": facts.gender,
+        "user_columns": facts.columns,
+    }
+    given = {name: value for name, value in context.items() if value is not None}
+    return RequestContext(user_id=user_id, at=at, **{**known, **given})
+
+
+def impressions_of(slate: Slate, request: RequestContext, request_id: str) -> list[Event]:
+    """The events that showing a slate is: one impression per video, unclicked until a watch names this page."""
+    events = []
+    for position, video in enumerate(slate.videos):
+        row = {
+            "request_id": request_id,
+            "video_id": video.video_id,
+            "shown_at": request.at,
+            "surface": request.surface,
+            "position": position,
+            "device": request.device,
+            "logged_in": request.logged_in,
+            "clicked": False,
+            "watch_time_s": 0.0,
+            "sources": list(video.sources),
+            "source_scores": list(video.sources.values()),
+        }
+        events.append(Event(str(request.user_id), id_of("impressions", row), "impressions", row))
+    return events
+
+
+def check_video_id(served: Served, given: Id) -> Id:
+    """A video id in the type that the logs of the served model have.
+
+    Raises:
+        InputError: it is text where ids are numbers.
+    """
+    if not served.integer_video_ids:
+        return str(given)
+    try:
+        number = int(given)
+    except ValueError:
+        number = 1 << 64
+    if not -(1 << 63) <= number < 1 << 63:
+        raise InputError("video ids of this model are integers", where="video_id", offenders=[given])
+    return number
+
+
+class _StopWatch:
+    def __init__(self) -> None:
+        self.laps_ms: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps_ms[name] = (now - self._last) * 1000.0
+        self._last = now
