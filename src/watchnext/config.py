@@ -79,6 +79,19 @@ class RecommendParams(Section):
     sources: SourceQuotas = SourceQuotas()
 
 
+def project_folder(root: Path) -> Path:
+    """The folder whose `mlruns/` the project in `root` uses: its own.
+
+    Of an experiment in a temporary copy (`dvc exp run --temp` or `--queue`) it is that of the project it was copied
+    from: runs would be lost with the copy, and whoever is judged there would not be counted.
+    """
+    root = root.resolve()
+    for folder in root.parents:
+        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
+            return folder.parents[2]
+    return root
+
+
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     """Read the whole file and refuse unknown sections.
 

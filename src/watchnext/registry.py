@@ -24,6 +24,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from watchnext.bundle import Bundle
+from watchnext.config import project_folder
 from watchnext.errors import InputError
 
 Role = Literal["champion", "challenger", "previous"]
@@ -42,6 +43,7 @@ _DECISION_TAG = "decision."
 _EVENT_TAG = "event."
 _METRIC_TAG = "metric."
 _VETO_TAG = "rolled_back_because"
+_JUDGED_TAG = "judged."
 _CARRIED_OUT_TAG = "carried_out."
 _INSTANT = "%Y-%m-%dT%H:%M:%S.%fZ"  # sorts as text; MLflow allows no plus sign in a tag's name
 _MADE_OF = ("source", "bundle_digest", "data_digest", "params_digest", "git_commit", "trained_until_at")
@@ -161,7 +163,7 @@ class Registry:
     @classmethod
     def open(cls, root: Path) -> "Registry":
         """The registry that the project in `root` uses. Imports nothing heavy and writes nothing."""
-        root = root.resolve()
+        root = project_folder(root)
         tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / DATABASE}"
         return cls(root, tracking_uri, os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri)
 
@@ -297,6 +299,41 @@ class Registry:
             with tempfile.TemporaryDirectory(prefix="watchnext-") as scratch:
                 text = Path(client.download_artifacts(version.run_id, path, scratch)).read_text("utf-8")
         return json.loads(text)
+
+    def take_place(self, name: str, source: str, day: str, key: str) -> int:
+        """Note that a challenger is about to be judged on a day, and say as the how many-th of that day.
+
+        Every challenger of the day counts, of whichever registered model of this source and whatever became of it: the
+        note is written before anything is measured. Whoever comes again with the same key has the place of before.
+
+        Args:
+            name: registered model, which has a champion.
+            source: of the logs.
+            day: that judges, ISO.
+            key: digest of who is judged, against whom and by what evidence.
+
+        Returns:
+            The place, from 1.
+        """
+        prefix = f"{_JUDGED_TAG}{source}.{day}."
+        with self._locked(), self._plainly():
+            places: dict[str, int] = {}
+            page_token = None
+            while True:
+                models = self._client().search_registered_models(page_token=page_token)
+                for model in models:
+                    places |= {
+                        tag.removeprefix(prefix): int(place)
+                        for tag, place in model.tags.items()
+                        if tag.startswith(prefix)
+                    }
+                page_token = models.token
+                if not page_token:
+                    break
+            if key not in places:
+                places[key] = max(places.values(), default=0) + 1
+                self._client().set_registered_model_tag(name, f"{prefix}{key}", str(places[key]))
+        return places[key]
 
     def bundle(self, version: Version) -> Bundle:
         """The bundle of a version, verified; where artifacts are remote it is downloaded once.

@@ -68,6 +68,7 @@ class Tracker:
 
     def __init__(self, root: Path, tracking_uri: str) -> None:
         self.root = root
+        self.home = config.project_folder(root)
         self.tracking_uri = tracking_uri
         self._mlflow_client: Any = None
         self._experiment_id: str | None = None
@@ -88,7 +89,7 @@ class Tracker:
     @property
     def is_local(self) -> bool:
         """Whether runs are kept in the project's own folder."""
-        return self.tracking_uri == _local_uri(self.root)
+        return self.tracking_uri == _local_uri(self.home)
 
     def check_location(self) -> None:
         """See that MLflow's stored locations are this folder's: it stores them absolute.
@@ -98,11 +99,11 @@ class Tracker:
         Raises:
             InputError: they name another folder; or the database is locked or no database.
         """
-        stored = _stored_artifacts(self.root) if self.is_local else None
-        if stored is not None and stored != str(self.root / ARTIFACTS):
+        stored = _stored_artifacts(self.home) if self.is_local else None
+        if stored is not None and stored != str(self.home / ARTIFACTS):
             raise InputError(
                 "this project was moved or copied here, and MLflow still writes to where it was",
-                where=str(self.root / DATABASE),
+                where=str(self.home / DATABASE),
                 offenders=[stored],
                 remedy="watchnext registry relocate  (rewrites them; or move the project back)",
             )
@@ -376,7 +377,7 @@ class Tracker:
     def _client(self) -> Any:
         if self._mlflow_client is None:
             if self.is_local:
-                (self.root / DATABASE).parent.mkdir(parents=True, exist_ok=True)
+                (self.home / DATABASE).parent.mkdir(parents=True, exist_ok=True)
             self._mlflow_client = open_client(self.tracking_uri, self.tracking_uri)
         return self._mlflow_client
 
@@ -386,7 +387,7 @@ class Tracker:
             if experiment is not None:
                 self._experiment_id = experiment.experiment_id
             else:
-                location = str(self.root / ARTIFACTS) if self.is_local else None
+                location = str(self.home / ARTIFACTS) if self.is_local else None
                 self._experiment_id = self._client().create_experiment(EXPERIMENT, artifact_location=location)
         assert self._experiment_id is not None
         return self._experiment_id
@@ -394,7 +395,7 @@ class Tracker:
     # --- the files of executions ---
 
     def _file(self, execution_id: str) -> Path:
-        return self.root / EXECUTIONS / f"{execution_id}.json"
+        return self.home / EXECUTIONS / f"{execution_id}.json"
 
     def _execution(self, execution_id: str) -> Execution | None:
         try:
@@ -403,7 +404,7 @@ class Tracker:
             return None
 
     def _executions(self) -> list[Execution]:
-        found = [self._execution(path.stem) for path in sorted((self.root / EXECUTIONS).glob("*.json"))]
+        found = [self._execution(path.stem) for path in sorted((self.home / EXECUTIONS).glob("*.json"))]
         return [execution for execution in found if execution is not None]
 
     def _write(self, execution: Execution) -> None:
@@ -416,7 +417,7 @@ class Tracker:
 
 def tracking_uri(root: Path) -> str:
     """Where runs are kept: `MLFLOW_TRACKING_URI`, or the database in the project's folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri(root.resolve())
+    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri(config.project_folder(root))
 
 
 def open_client(tracking: str, registry: str) -> Any:

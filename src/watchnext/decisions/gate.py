@@ -22,6 +22,7 @@ from watchnext.bundle import Bundle, read_digest
 from watchnext.config import Exclude, Section
 from watchnext.console import print_table, say
 from watchnext.data.split import day_begins_at
+from watchnext.decisions.ledger import spent_on
 from watchnext.errors import InputError
 from watchnext.registry import Registry, UnusableBundleError, Version
 
@@ -47,7 +48,7 @@ HEADLINES = (
 
 SMOKE_SLATE = 20
 
-_FORMAT = 2
+_FORMAT = 3
 """Raise it when a change of this code changes what a decision means: bundles are then judged anew."""
 
 
@@ -63,6 +64,18 @@ class Margin(Section):
     reason: str
 
 
+class Improvement(Section):
+    """What has to get better.
+
+    Attributes:
+        any_of: of these metrics one has to be shown to be better than the champion's; none: no worse is enough.
+        reason: why; shown with the outcome.
+    """
+
+    any_of: list[Literal["recall_at_100", "weighted_pairwise_loss"]] = Field(default=[])
+    reason: str = "a change that helps nobody is not worth its risk"
+
+
 class Minimum(Section):
     """A check against a fixed bound."""
 
@@ -74,7 +87,9 @@ class Checks(Section):
     """What a bundle has to pass, `promote.checks` in params.yaml.
 
     Attributes:
-        confidence: how sure it has to be that the harm of a check with a margin is below it, each for itself.
+        confidence: how sure a day has to be, over all the challengers that it judges, that the harm of a check with
+            a margin is below it, each for itself, and that what is called better is. Each of them spends a part of
+            what may go wrong, see `decisions.ledger`.
     """
 
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
@@ -85,6 +100,7 @@ class Checks(Section):
     popular_7_days_recall_at_100: Margin = Margin(
         margin=0.0, reason="a model that the most popular videos beat is not worth serving"
     )
+    improvement: Improvement = Improvement()
     index_recall_at_100: Minimum = Minimum(minimum=0.97, reason="what the index misses nobody can be shown")
 
 
@@ -156,6 +172,7 @@ def judge(
     exclude: Exclude = "none",
     champion_not_comparable: NotComparable = "hold",
     against: str = "none",
+    place: int = 1,
 ) -> Decision:
     """Measure a candidate, and the champion on the same examples, and check the one against the other.
 
@@ -168,6 +185,7 @@ def judge(
         champion_not_comparable: what becomes of the candidate if the champion cannot be measured on these
             examples: `hold` it, or let it `replace` the champion if it passes every check that needs none.
         against: what to call the champion in the decision.
+        place: of the candidate among those that this day judges, from 1.
 
     Raises:
         InputError: the candidate cannot be measured.
@@ -191,6 +209,7 @@ def judge(
         _beats(measured["recall_at_100"], measured["popular_7_days_recall_at_100"], checks),
     ]
     problem = ""
+    confidence = 1 - spent_on(place, 1 - checks.confidence)
     if champion is not None:
         # The candidate has just been measured by the same code on the same examples: what fails now is the champion.
         try:
@@ -198,20 +217,23 @@ def judge(
                 raise NotComparableError(champion.problem)
             with about_the_champion():
                 theirs = measure(champion, features, "gate", exclude=exclude)
-            changes = ours.changes(theirs, checks.confidence)
+            changes = ours.changes(theirs, confidence)
         except NotComparableError as error:
             problem = str(error)
         else:
             found.append(_trained_before("champion_trained_until_at", champion, begins))
+            found.append(_place_of_day(gate, place, checks.confidence, confidence))
             found += no_worse(
                 measured,
                 theirs.metrics,
                 changes,
                 checks.recall_at_100,
                 checks.weighted_pairwise_loss,
-                confidence=checks.confidence,
+                confidence=confidence,
                 undecided="not judged",
             )
+            found += better(ours, theirs, checks.improvement, confidence)
+            measured |= {"challengers_of_the_day": place, "confidence": confidence}
             measured |= {f"champion_{name}": value for name, value in theirs.metrics.items()}
             measured |= change_metrics(changes)
         found.append(_comparable(problem, champion_not_comparable))
@@ -399,12 +421,66 @@ def no_worse(
         value = f"{_shown(ours[name])}, {change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
         bound = (
             f"{'no lower' if worse < 0 else 'no higher'} than the champion's {_shown(theirs[name])} by"
-            f" {check.margin:.1%} at {confidence:.0%}"
+            f" {check.margin:.1%} at {_percent(confidence)}"
         )
         if outcome != "passed" and math.isfinite(change.standard_error):
             bound += f"; this day shows {change.detectable(confidence):.1%} of equal models"
         checks.append(Check(name, value, bound, outcome, check.reason))
     return checks
+
+
+def better(ours: Measured, theirs: Measured, asked: Improvement, confidence: float) -> list[Check]:
+    """Whether one of the metrics that may is shown to be better; no check where none is asked for.
+
+    Of m metrics each is judged at an m-th of the error rate, Holm's first step: more is not asked.
+
+    Args:
+        ours: of the model in question.
+        theirs: of the other.
+        asked: which metrics.
+        confidence: that what is called better is, over all of them.
+    """
+    names = tuple(dict.fromkeys(asked.any_of))
+    if not names:
+        return []
+    each = 1 - (1 - confidence) / len(names)
+    changes = {name: change for name, change in ours.changes(theirs, each).items() if name in names}
+    gains = {
+        name: (-change.high, -change.low) if name == "weighted_pairwise_loss" else (change.low, change.high)
+        for name, change in changes.items()
+    }
+    outcome: Outcome = "not judged"
+    if any(low > 0 for low, _ in gains.values()):
+        outcome = "passed"
+    elif all(high < 0 for _, high in gains.values()):
+        outcome = "failed"
+    value = ", ".join(
+        f"{name} {change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
+        for name, change in changes.items()
+    )
+    bound = f"{' or '.join(names)} better than the champion's at {_percent(each)}"
+    if outcome != "passed":
+        seen = min(change.detectable(each) for change in changes.values())
+        bound += f"; this day shows {seen:.1%}"
+    return [Check("improvement", value, bound, outcome, asked.reason)]
+
+
+def _place_of_day(day: str, place: int, asked: float, confidence: float) -> Check:
+    return Check(
+        "challengers_of_the_day",
+        f"{place} on {day}",
+        f"{_percent(asked)} over all of them: {_percent(confidence)} for this one",
+        "passed",
+        "a day that judges many is bound to flatter one",
+    )
+
+
+def _percent(share: float) -> str:
+    """
+    >>> _percent(0.95), _percent(0.9917)
+    ('95%', '99.17%')
+    """
+    return f"{100 * share:.4g}%" if share < 0.999 else f"{100 * share:.6g}%"
 
 
 def smoke_request(bundle: Bundle) -> Check:
@@ -503,6 +579,10 @@ def promote_bundle(
     if decision is None and rolled_back:
         decision = _refused(rolled_back, against)
     if decision is None:
+        day = json.loads((features / "manifest.json").read_text(encoding="utf-8"))["days"]["gate"]
+        place = 1
+        if opponent is not None and day:
+            place = registry.take_place(name, candidate.source, day, key)
         decision = judge(
             candidate,
             None if opponent is None else _opened(registry, opponent),
@@ -511,6 +591,7 @@ def promote_bundle(
             exclude=exclude,
             champion_not_comparable=champion_not_comparable,
             against=against,
+            place=place,
         )
     if is_champion:
         say(f"promote: this bundle is the champion already, version {champion.number if champion else ''}")

@@ -9,6 +9,8 @@ import pyarrow.compute as pc
 from scipy.stats import norm
 
 _DRAWS_AT_ONCE = 4_000_000
+_TAIL = 20
+"""How many draws beyond a quantile make it worth believing."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,9 @@ def paired_change(
         a     = sum (R_(.) - R_(i))^3 / (6 (sum (R_(.) - R_(i))^2)^1.5)
         ends  = quantiles of R* at Phi(z0 + (z0 + z) / (1 - a (z0 + z))),  z = -+ normal quantile of (1 + level) / 2
 
-    which unlike the plain percentiles keeps its level to second order where R* is skewed or biased.
+    which unlike the plain percentiles keeps its level to second order where R* is skewed or biased. Quantiles beyond the
+    outermost _TAIL draws, which a level close to 1 asks for, go on from there as those of a normal distribution would:
+    their distance from the median grows with the normal quantile.
 
     Args:
         ours: of the model in question.
@@ -208,5 +212,13 @@ def paired_change(
     away = without.mean() - without
     a = float((away**3).sum() / (6.0 * (away**2).sum() ** 1.5))
     z = norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    low, high = np.quantile(draws, norm.cdf(z0 + (z0 + z) / (1.0 - a * (z0 + z))))
+    low, high = _quantiles(draws, z0 + (z0 + z) / (1.0 - a * (z0 + z)))
     return Change(value, float(low), float(high), float(spread))
+
+
+def _quantiles(draws: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Quantiles of `draws` at Phi(z), beyond the outermost _TAIL of them as the normal distribution goes on."""
+    outermost = -norm.ppf(min(_TAIL / len(draws), 0.25))
+    inside = np.clip(z, -outermost, outermost)
+    middle = np.median(draws)
+    return middle + (np.quantile(draws, norm.cdf(inside)) - middle) * np.where(z == inside, 1.0, z / inside)

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_mlflow import Killed, KilledAtWrite
 from tiny_world import as_format_1, make_bundle
@@ -18,9 +19,21 @@ from tiny_world import as_format_1, make_bundle
 from watchnext.bundle import Bundle
 from watchnext.config import RecommendParams
 from watchnext.decisions import gate
-from watchnext.decisions.gate import Check, Checks, Decision, Margin, Minimum, judge, no_worse, promote_bundle
+from watchnext.decisions.gate import (
+    Check,
+    Checks,
+    Decision,
+    Improvement,
+    Margin,
+    Measured,
+    Minimum,
+    better,
+    judge,
+    no_worse,
+    promote_bundle,
+)
 from watchnext.errors import InputError
-from watchnext.evaluation.intervals import Change
+from watchnext.evaluation.intervals import Change, PerUser
 from watchnext.registry import Registry
 from watchnext.stages import compare_shadow, evaluate, package, promote
 from watchnext.tracking import Tracker
@@ -80,6 +93,37 @@ def test_without_power_the_check_says_what_could_have_been_seen() -> None:
     assert pytest.approx(0.0995, abs=1e-4) == (1.645 + 0.842) * 0.04
     assert "this day shows 9.9% of equal models" in recall.bound
     assert "this day" not in loss.bound
+
+
+@pytest.mark.parametrize(
+    ("recall_gain", "loss_gain", "any_of", "outcome"),
+    [
+        (0.1, 0.0, ("recall_at_100",), "passed"),
+        (0.1, 0.0, ("weighted_pairwise_loss",), "not judged"),
+        (0.0, 0.1, ("recall_at_100", "weighted_pairwise_loss"), "passed"),
+        (0.0, 0.0, ("recall_at_100", "weighted_pairwise_loss"), "not judged"),
+        (-0.1, -0.1, ("recall_at_100", "weighted_pairwise_loss"), "failed"),
+        (0.0, 0.0, (), None),
+    ],
+)
+def test_an_improvement_has_to_be_shown_where_it_is_asked_for(
+    recall_gain: float, loss_gain: float, any_of: tuple[Any, ...], outcome: str | None
+) -> None:
+    """A gain of a loss is a fall. Meant to fail with the sign of either turned."""
+    rng = np.random.default_rng(3)
+    users = 2_000
+
+    def measured(recall: float, loss: float) -> Measured:
+        means = {"recall_at_100": 0.4 * (1 + recall), "weighted_pairwise_loss": 0.3 * (1 - loss)}
+        return Measured(
+            means,
+            {name: PerUser(rng.normal(mean, 0.2, users), np.ones(users)) for name, mean in means.items()},
+        )
+
+    checks = better(
+        measured(recall_gain, loss_gain), measured(0.0, 0.0), Improvement(any_of=list(any_of)), 0.95
+    )
+    assert [check.outcome for check in checks] == ([] if outcome is None else [outcome])
 
 
 def test_a_right_bundle_passes_without_a_champion(right_bundle: Bundle, world_features: Path) -> None:
@@ -355,6 +399,13 @@ def test_what_was_judged_by_this_evidence_is_never_judged_again(
         (wrong_bundle.digest, right_bundle.digest)
     ] * 2
     assert len({one["evidence"] for one in judged}) == 2
+    places = [
+        (check["value"].split()[0], check["bound"].split()[-4])
+        for one in registry.explain("watchnext", 2)["decisions"]
+        for check in one["checks"]
+        if check["name"] == "challengers_of_the_day"
+    ]
+    assert places == [("1", "97.5%"), ("2", "99.17%")], "other checks are another look at the day"
 
 
 def test_back_to_an_earlier_bundle_the_decision_of_then_is_written_again(

@@ -139,3 +139,15 @@ def test_what_a_change_cannot_be_told_of() -> None:
     assert np.isnan(nobody.value)
     with pytest.raises(ValueError, match="same events"):
         paired_change(ours, PerUser(theirs.totals, theirs.counts + 1), level=0.9)
+
+
+def test_far_ends_go_on_as_those_of_a_normal_distribution() -> None:
+    """At levels that 4,000 draws cannot show. Meant to fail with plain quantiles: the outermost draw is 3.5 errors out."""
+    rng = np.random.default_rng(9)
+    theirs = rng.normal(1.0, 0.1, size=2_000)
+    ours = theirs + rng.normal(0.0, 0.3, size=2_000)
+    models = PerUser(ours, np.ones(2_000)), PerUser(theirs, np.ones(2_000))
+    error = (ours - theirs).std() / np.sqrt(2_000) / theirs.mean()
+    for level, errors in ((0.9, 1.645), (0.99, 2.576), (1 - 4e-5, 4.107), (1 - 4e-9, 5.877)):
+        found = paired_change(*models, level=level)
+        assert 0.93 * errors < (found.high - found.low) / 2 / error < 1.07 * errors
