@@ -2,6 +2,7 @@
 # make repro SOURCE=kuairand DATA=path/to/kuairand      the same on real logs (writes both into params.yaml)
 # make repro SOURCE=simulated                           back to the simulated source
 # make bench-quality    candidate generation beside its alternatives; SOURCE and DATA as above, simulated without them
+# make bench-ranking    ranking beside its alternatives, on five rolling days; SOURCE and DATA as above
 # make bench-train      how fast candidate generation trains, beside its alternatives; ten minutes, on an idle machine
 # make serve            the champion on loopback, its user state filled from the pipeline's logs
 # make test | check | ui | status | lock | clean
@@ -20,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPATH :=
 
-.PHONY: repro bench-quality bench-train serve test check ui status lock clean help
+.PHONY: repro bench-quality bench-ranking bench-train serve test check ui status lock clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -77,6 +78,9 @@ $(PEERS_VENV)/.installed: benchmarks/requirements.txt
 
 bench-quality: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.quality $(if $(SOURCE),--source $(SOURCE)) $(if $(DATA),--data "$(DATA)")
+
+bench-ranking: $(VENV)/.installed $(PEERS_VENV)/.installed
+	@python -m benchmarks.ranking $(if $(SOURCE),--source $(SOURCE)) $(if $(DATA),--data "$(DATA)")
 
 bench-train: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.train

@@ -6,77 +6,21 @@ Progress goes to stderr; the last line of stdout is one JSON object (docs/benchm
 import argparse
 import datetime as dt
 import json
-import os
-import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import CannotMeasure
+from benchmarks.programs import PEERS_PYTHON, run_all, validated_tables
 from benchmarks.quality import data, measure, tuning
 from benchmarks.quality.ours import NAME
 from watchnext import config
 from watchnext.console import say
-from watchnext.engine import EngineParams
 from watchnext.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
-PEERS_PYTHON = ROOT / "benchmarks" / ".venv" / "bin" / "python"
 SLOWEST_FIRST = ("sasrec", NAME, "rechub_youtube_dnn", "tfrs_two_tower", "ease", "bpr", "als")
-
-
-def validated_tables(source: str, path: Path | None, work: Path) -> Path:
-    """Simulate (where there is no `path`), ingest and validate, by the stages' own functions and params.yaml."""
-    from watchnext.stages import ingest, simulate, validate
-
-    engine = config.load_section("engine", EngineParams)
-    if path is None:
-        path = work / "logs"
-        simulate.simulate(
-            config.load_section("simulate", simulate.Params),
-            config.load_seed(),
-            source,
-            path,
-            work / "truth",
-            work / "report-simulate",
-        )
-    params = config.load_section("ingest", ingest.Params)
-    # Not `model_copy`: a source that there is not has to be refused.
-    params = ingest.Params.model_validate({**params.model_dump(), "source": source, "path": str(path)})
-    ingest.ingest(params, engine, path, work / "ingested", work / "report-ingest")
-    validate.validate(
-        config.load_section("validate", validate.Params),
-        engine,
-        work / "ingested",
-        work / "validated",
-        work / "quarantine",
-        work / "report-validate",
-    )
-    return work / "validated"
-
-
-def run(name: str, command: list[str]) -> None:
-    """Run one model in its environment, on one core; its own progress passes through.
-
-    Raises:
-        CannotMeasure: it failed.
-    """
-    one_core = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    one_core |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-    quiet = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2", "TQDM_DISABLE": "1"}
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **one_core, **quiet},
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,
-        check=False,
-    )
-    if done.returncode:
-        raise measure.CannotMeasure(f"{name} ended with exit code {done.returncode}; what it said is above")
-    say(f"{name}: done")
 
 
 def benchmark(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
@@ -87,15 +31,11 @@ def benchmark(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
         CannotMeasure: a model failed, or there is too little to compare on.
     """
     if not arguments.peers_python.exists():
-        raise measure.CannotMeasure(
-            f"no {arguments.peers_python}: `make bench-quality` makes the peers' environment"
-        )
+        raise CannotMeasure(f"no {arguments.peers_python}: `make bench-quality` makes the peers' environment")
     tables = validated_tables(arguments.source, arguments.data, work)
     logs = data.Logs(tables)
     if len(logs.days) < arguments.test_days + 2:
-        raise measure.CannotMeasure(
-            f"{len(logs.days)} whole days of logs: too few to train, validate and test on"
-        )
+        raise CannotMeasure(f"{len(logs.days)} whole days of logs: too few to train, validate and test on")
     validation, *tests = logs.days[-arguments.test_days - 1 :]
     folds = {}
     for day in (validation, *tests):
@@ -121,16 +61,7 @@ def benchmark(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
         *("--validation", str(validation), fold[validation], *of_tests),
         *("--work", str(work), "--out", str(work / NAME), "--seed", seed),
     ]
-    order = sorted(commands, key=lambda name: SLOWEST_FIRST.index(name) if name in SLOWEST_FIRST else 99)
-    with ThreadPoolExecutor(arguments.processes) as pool:
-        running = [pool.submit(run, name, commands[name]) for name in order]
-        try:
-            for one in as_completed(running):
-                one.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
+    run_all(commands, SLOWEST_FIRST, arguments.processes)
     return summary(logs, validation, {day: folds[day].event_user for day in tests}, list(commands), work)
 
 
@@ -221,7 +152,7 @@ def main() -> int:
         else:
             with tempfile.TemporaryDirectory(prefix="bench-quality-") as work:
                 result = benchmark(arguments, Path(work))
-    except (InputError, measure.CannotMeasure) as error:
+    except (InputError, CannotMeasure) as error:
         say(f"bench-quality could not measure: {error}")
         return 1
     sys.stdout.write(json.dumps(result) + "\n")

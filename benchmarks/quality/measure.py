@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from benchmarks import CannotMeasure
 from benchmarks.quality.folds import FILTERS, Fold
 
 KS = (10, 50, 100)
@@ -18,10 +19,6 @@ Scorer = Callable[[int, int], np.ndarray]
 
 OBJECTIVE = "recall_at_100"
 _SCORES_AT_ONCE = 8_000_000
-
-
-class CannotMeasure(Exception):
-    """Something without which there is no result; the benchmark says it and fails."""
 
 
 def ranks_by_filter(fold: Fold, scorer: Scorer) -> np.ndarray:

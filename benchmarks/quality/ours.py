@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from benchmarks import CannotMeasure
 from benchmarks.quality import measure
 from benchmarks.quality.data import Logs
 from benchmarks.quality.folds import Fold
@@ -96,7 +97,7 @@ class Day:
         try:
             rows = [stored[key] for key in wanted]
         except KeyError as error:
-            raise measure.CannotMeasure(f"the stage featurize has no example of the event {error}") from None
+            raise CannotMeasure(f"the stage featurize has no example of the event {error}") from None
         return self.encoder.encode_retrieval(table.take(rows))
 
     def scorer(self, model: Any) -> measure.Scorer:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import CannotMeasure
 from benchmarks.quality import measure
 from benchmarks.quality.folds import Fold
 
@@ -73,7 +74,7 @@ def tune(name: str, validation: Fold, seed: int) -> tuple[dict, list[dict]]:
             elif passes - best["passes"] >= peer.PATIENCE:
                 break
         if best is None:
-            raise measure.CannotMeasure(f"{name} gave no model for {config}")
+            raise CannotMeasure(f"{name} gave no model for {config}")
         best["seconds"] = round(time.monotonic() - begun, 1)
         tried.append(best)
         say(
@@ -89,7 +90,7 @@ def refit(name: str, chosen: dict, fold: Fold, seed: int) -> np.ndarray:
     for passes, scorer in enumerate(peer.fit(fold, chosen["config"], seed), start=1):
         if passes == chosen["passes"]:
             return measure.ranks_by_filter(fold, scorer)
-    raise measure.CannotMeasure(f"{name} ended before pass {chosen['passes']}")
+    raise CannotMeasure(f"{name} ended before pass {chosen['passes']}")
 
 
 def main() -> None:

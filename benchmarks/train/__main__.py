@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import CannotMeasure
 from benchmarks.train.data import BAG_LENGTH, BATCH_SIZE, Size, multiply_adds
 
 ROOT = Path(__file__).parents[2]
@@ -19,10 +20,6 @@ RECHUB_NEGATIVES = 3
 SECONDS_TO_ANSWER = 300
 Rates = dict[str, list[float]]
 """What was measured -> examples (or floating-point operations) per second, one of each round."""
-
-
-class CannotMeasure(Exception):
-    """A contender did not start, or did not answer."""
 
 
 class Contender:

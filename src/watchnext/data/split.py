@@ -107,6 +107,11 @@ def whole_days(rows_per_day: Mapping[dt.date, int], edge_share: float = EDGE_SHA
     return [day for day in days if whole[0] <= day <= whole[-1]]
 
 
+def days_between(first: dt.date, last: dt.date) -> list[dt.date]:
+    """Every day from `first` to `last`, both inclusive."""
+    return [first + dt.timedelta(days=later) for later in range((last - first).days + 1)]
+
+
 def rows_per_day(table: ir.Table, instant: str, time_zone: str) -> dict[dt.date, int]:
     """How many rows of `table` fall on each local day of column `instant`; rows without an instant do not count."""
     counted = (

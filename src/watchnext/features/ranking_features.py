@@ -17,7 +17,7 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from watchnext.data.split import SplitDays
+from watchnext.data.split import SplitDays, days_between
 from watchnext.engine import Engine
 from watchnext.features.batches import OPENING, PAGED_SHARE, FeatureSpec, Kind
 from watchnext.features.history import (
@@ -740,8 +740,7 @@ def _openings(
 def statistics_days(split: SplitDays) -> list[datetime.date]:
     """Every day from the first training day to the day after the last of the split."""
     last = max(day for _, day in day_ranges(split).values())
-    number = (last - split.training[0]).days + 2
-    return [split.training[0] + datetime.timedelta(days=later) for later in range(number)]
+    return days_between(split.training[0], last + datetime.timedelta(days=1))
 
 
 def write_video_statistics(engine: Engine, logs: Logs, split: SplitDays, features_dir: Path) -> None:
@@ -759,7 +758,7 @@ def write_ranking_examples(
     features: Sequence[Feature],
     features_dir: Path,
     *,
-    pageless: Collection[datetime.date],
+    pageless: frozenset[datetime.date],
     part: int,
 ) -> dict[str, int]:
     """Store the examples of some users as part `part` of every split.
@@ -770,8 +769,8 @@ def write_ranking_examples(
         streams: their events.
         split: which days.
         features: which.
-        pageless: the days among those that models are judged on whose logs know no pages, see
-            `days_without_pages`.
+        pageless: days whose logs know no pages, see `days_without_pages`: a split of such days alone gets the
+            OPENING columns.
         features_dir: holds `video_statistics`, gets `ranking_examples/<split>`.
         part: number of these users' bucket.
 
@@ -784,7 +783,7 @@ def write_ranking_examples(
     )
     return {
         f"ranking_examples_{name}": engine.write(
-            prepared.between(first, last, openings=name != "training" and first in pageless),
+            prepared.between(first, last, openings=pageless.issuperset(days_between(first, last))),
             features_dir / "ranking_examples" / name,
             sort_by=["shown_at", "request_id", "video_id"],
             part=part,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from watchnext.config import Section
 from watchnext.console import say, track
-from watchnext.data.split import SplitDays, rows_per_day, split_days, whole_days
+from watchnext.data.split import SplitDays, days_between, rows_per_day, split_days, whole_days
 from watchnext.engine import EngineParams, connect
 from watchnext.features import further_examples, quantiles, ranking_features, retrieval_examples, vocabulary
 from watchnext.features.batches import write_manifest
@@ -50,10 +50,12 @@ def featurize(
     out_report: Path,
     *,
     split: SplitDays | None = None,
+    openings_in_training: bool = False,
 ) -> dict[str, float | int | str]:
     """Make the features of `tables`.
 
-    `split` says which days train and judge; None leaves that to `split_days`, as the pipeline does.
+    `split` says which days train and judge; None leaves that to `split_days`, as the pipeline does. With
+    `openings_in_training`, training examples without pages get their OPENING columns, too.
 
     Raises:
         InputError: too few days, or no completed watch or no click in the training days.
@@ -92,8 +94,10 @@ def featurize(
 
         opened.write(logs.tables["videos"], out_features / "videos", sort_by=["video_id"])
         ranking_features.write_video_statistics(opened, logs, split, out_features)
-        judged = [day for day in (split.tuning, split.gate, split.shadow) if day is not None]
-        pageless = ranking_features.days_without_pages(logs.tables["impressions"], judged)
+        held = [day for day in (split.tuning, split.gate, split.shadow) if day is not None]
+        if openings_in_training:
+            held += days_between(*split.training)
+        pageless = ranking_features.days_without_pages(logs.tables["impressions"], held)
         rows: Counter[str] = Counter()
         buckets = user_buckets(logs, params.events_per_bucket)
         for part, own in enumerate(track(buckets, "featurize: users in buckets")):

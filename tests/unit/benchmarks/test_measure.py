@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from benchmarks import CannotMeasure
 from benchmarks.quality import measure
 from benchmarks.quality.folds import FILTERS, Fold, Lists
 
@@ -97,12 +98,12 @@ def test_scores_that_are_no_numbers_are_refused(value: float) -> None:
     broken = SCORES.copy()
     broken[1, 3] = value
 
-    with pytest.raises(measure.CannotMeasure, match="not a number"):
+    with pytest.raises(CannotMeasure, match="not a number"):
         measure.ranks_by_filter(FOLD, lambda begin, end: broken[begin:end])
 
 
 def test_scores_of_the_wrong_shape_are_refused() -> None:
-    with pytest.raises(measure.CannotMeasure, match="shape"):
+    with pytest.raises(CannotMeasure, match="shape"):
         measure.ranks_by_filter(FOLD, lambda begin, end: SCORES[begin:end, :4])
 
 
@@ -163,7 +164,7 @@ def test_pairing_narrows_the_interval_and_events_of_one_user_widen_it() -> None:
 
 
 def test_a_peer_that_gains_nothing_gives_no_ratio() -> None:
-    with pytest.raises(measure.CannotMeasure, match="too few"):
+    with pytest.raises(CannotMeasure, match="too few"):
         measure.ratio_low(np.ones(5), np.zeros(5), np.arange(5), seed=1)
 
 
@@ -196,7 +197,7 @@ def test_ours_is_held_against_the_best_peer_under_its_best_filter_by_each_metric
 
 
 def test_without_a_peer_there_is_nothing_to_compare_with() -> None:
-    with pytest.raises(measure.CannotMeasure, match="no peer"):
+    with pytest.raises(CannotMeasure, match="no peer"):
         measure.compare(
             {"ours": ranks_of([1], [1], [1])}, np.array([0]), ours="ours", our_filter="none", seed=1
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from benchmarks import CannotMeasure
 from benchmarks.quality import measure, tuning
 from benchmarks.quality.folds import Fold
 from test_measure import fold_of, lists
@@ -71,7 +72,7 @@ def test_a_refit_stops_at_the_chosen_pass(peer: dict[str, list[int]]) -> None:
 
 
 def test_a_refit_that_ends_early_is_an_error(peer: dict[str, list[int]]) -> None:
-    with pytest.raises(measure.CannotMeasure, match="before pass 9"):
+    with pytest.raises(CannotMeasure, match="before pass 9"):
         tuning.refit("fake", {"config": {"curve": "rises"}, "passes": 9}, FOLD, seed=1)
 
 

@@ -1,0 +1,232 @@
+"""Ranking beside its alternatives, on the next days of the same logs: `make bench-ranking`.
+
+Each model is trained on the impressions before a day and scores those of the day, with the same features of the same
+rows. Everything is chosen on the validation days, which come before the test days. Progress goes to stderr; the last
+line of stdout is one JSON object (docs/benchmarks.md). Exit code 1 says that something could not be measured.
+"""
+
+import argparse
+import datetime as dt
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import CannotMeasure
+from benchmarks.programs import PEERS_PYTHON, run, run_all, validated_tables
+from benchmarks.ranking import data, measure, tuning
+from benchmarks.ranking.folds import Rows
+from watchnext import config
+from watchnext.console import say
+from watchnext.errors import InputError
+from watchnext.evaluation.intervals import PerUser, paired_change
+
+NAME = tuning.OURS
+SLOWEST_FIRST = (NAME, "dcn_v2", "logistic_regression", "lightgbm_lambdarank")
+
+
+def benchmark(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
+    """Everything from the logs to the JSON object.
+
+    Raises:
+        InputError: the logs or settings are not what they should be.
+        CannotMeasure: a model failed, a feature tells of outcomes, or there is too little to compare on.
+    """
+    if not arguments.peers_python.exists():
+        raise CannotMeasure(f"no {arguments.peers_python}: `make bench-ranking` makes the peers' environment")
+    seed = config.load_seed()
+    examples = data.Examples(validated_tables(arguments.source, arguments.data, work), work, seed)
+    judged = arguments.validation_days + arguments.test_days
+    if len(examples.days) < judged + 1:
+        raise CannotMeasure(
+            f"{len(examples.days)} whole days of logs: too few to train, validate on "
+            f"{arguments.validation_days} and test on {arguments.test_days}"
+        )
+    days = examples.days[-judged:]
+    validation, tests = days[: arguments.validation_days], days[arguments.validation_days :]
+    held: dict[dt.date, Rows] = {}
+    for day in days:
+        fold = examples.fold(day, arguments.training_features)
+        fold.save(work / f"fold-{day}")
+        held[day] = fold.held
+        say(f"{day}: {len(fold.held):,} impressions after {len(fold.training):,}")
+    leak = leak_check(examples, [held[day] for day in tests], tests)
+
+    def folds(of: Sequence[dt.date]) -> list[str]:
+        return [str(work / f"fold-{day}") for day in of]
+
+    commands = {
+        name: [
+            *(sys.executable if name in tuning.IN_PROJECT else str(arguments.peers_python),),
+            *("-m", "benchmarks.ranking.tuning", name),
+            *("--validation", *folds(validation), "--test", *folds(tests)),
+            *("--out", str(work / name), "--seed", str(seed)),
+            *(["--quick"] if arguments.quick else []),
+        ]
+        for name in (*arguments.peers, NAME)
+    }
+    run_all(commands, SLOWEST_FIRST, arguments.processes)
+    speed: dict[str, float] = {}
+    # After the models, when nothing else runs here: these are timings.
+    for what, cores, times in (("score", 1, 1_000), ("train", 2, 3)):
+        command = [sys.executable, "-m", "benchmarks.ranking.speed", what, *("--fold", folds(tests)[-1])]
+        out = work / f"speed-{what}.json"
+        command += ["--out", str(out), "--times", str(min(times, 30) if arguments.quick else times)]
+        run(f"speed of {what}", command, cores)
+        speed |= json.loads(out.read_text())
+
+    rows = [held[day] for day in tests]
+    scores = {
+        name: [np.load(work / name / f"scores-{place}.npy") for place in range(len(tests))]
+        for name in commands
+    }
+    results = {name: json.loads((work / name / "result.json").read_text()) for name in commands}
+    measured = {name: measure.metrics(scores[name], rows) for name in commands}
+    return {
+        "benchmark": "ranking",
+        "source": examples.source,
+        "validation_days": [str(day) for day in validation],
+        "test_days": [str(day) for day in tests],
+        "group_kind": examples.group_kind,
+        "training_features": arguments.training_features,
+        "impressions": sum(len(one) for one in rows),
+        "users": len(np.unique(np.concatenate([one.users for one in rows]))),
+        **leak,
+        **compare(scores, rows),
+        **speed,
+        "models": {
+            name: {
+                **measured[name],
+                "by_day": [
+                    measure.pooled_loss([one], [day]) for one, day in zip(scores[name], rows, strict=True)
+                ],
+                "config": results[name]["chosen"]["config"],
+                "passes": results[name]["chosen"]["passes"],
+                "validation_weighted_pairwise_loss": results[name]["chosen"]["weighted_pairwise_loss"],
+                "configurations_tried": len(results[name]["tried"]),
+            }
+            for name in sorted(commands, key=lambda name: measured[name]["weighted_pairwise_loss"])
+        },
+    }
+
+
+def leak_check(examples: data.Examples, rows: Sequence[Rows], days: Sequence[dt.date]) -> dict[str, float]:
+    """A score that knows nothing of videos, and so has to tie within every group.
+
+    Returns:
+        leak_check_loss, of the negated running click rate of the user, which is 0.5; and the same if what is known of
+        the user were left to move within a group.
+
+    Raises:
+        CannotMeasure: it is not 0.5.
+    """
+    of_day = np.isin(examples.day, np.array(days, "datetime64[D]"))
+    held, live = (
+        -np.nan_to_num(inputs[data.LEAK][of_day].astype(np.float64))
+        for inputs in (examples.held, examples.live)
+    )
+    ends = np.cumsum([len(one) for one in rows])[:-1]
+    loss, live_loss = (measure.pooled_loss(np.split(scores, ends), rows) for scores in (held, live))
+    say(
+        f"leak check: the negated click rate of the user has a loss of {loss:.6f} on the rows that are judged, and "
+        f"{live_loss:.4f} with features as of each impression"
+    )
+    if abs(loss - 0.5) > 1e-9:
+        raise CannotMeasure(
+            f"the negated click rate of the user has a loss of {loss:.6f}, not 0.5: features move with the "
+            "outcomes of a group"
+        )
+    return {"leak_check_loss": loss, "leak_check_live_loss": live_loss}
+
+
+def compare(scores: dict[str, list[np.ndarray]], rows: Sequence[Rows]) -> dict[str, object]:
+    """Ours beside the peer with the least loss on the test days.
+
+    Returns:
+        best_peer, ratio_loss, and the ends of its paired 95 % interval over users, ratio_loss_low and _high.
+    """
+    users = np.unique(np.concatenate([one.users for one in rows]), return_inverse=True)[1]
+
+    def per_user(name: str) -> PerUser:
+        parts = [measure.seconds(one, day) for one, day in zip(scores[name], rows, strict=True)]
+        wrong, total = (np.concatenate(kind) for kind in zip(*parts, strict=True))
+        return PerUser(np.bincount(users, weights=wrong), np.bincount(users, weights=total))
+
+    peers = [name for name in scores if name != NAME]
+    best = min(peers, key=lambda name: per_user(name).mean)
+    change = paired_change(per_user(NAME), per_user(best), level=0.95, seed=config.load_seed())
+    return {
+        "best_peer": best,
+        "ratio_loss": 1.0 + change.value,
+        "ratio_loss_low": 1.0 + change.low,
+        "ratio_loss_high": 1.0 + change.high,
+    }
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ranking",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--source", default="simulated", help="simulated | kuairand | files, as ingest.source"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder of the logs; without it the default world is simulated"
+    )
+    parser.add_argument(
+        "--test-days",
+        type=int,
+        default=5,
+        help="last whole days, each predicted from all before it; default 5",
+    )
+    parser.add_argument(
+        "--validation-days",
+        type=int,
+        default=2,
+        help="days before the test days that everything is chosen on; default 2",
+    )
+    parser.add_argument(
+        "--training-features",
+        choices=["held", "live"],
+        default="held",
+        help="where the logs know no pages: training rows as of the first impression of the user, surface and day, "
+        "as the rows that are judged (held, better on KuaiRand's validation days), or as of each impression (live)",
+    )
+    parser.add_argument("--processes", type=int, default=2, help="models run side by side; default 2")
+    parser.add_argument("--peers", nargs="+", choices=list(tuning.PEERS), default=list(tuning.PEERS))
+    parser.add_argument("--peers-python", type=Path, default=PEERS_PYTHON)
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="to see whether it runs: one configuration, two passes and 30 timings per model; no figures to keep",
+    )
+    parser.add_argument(
+        "--work", type=Path, help="keep everything in this empty folder; default: a temporary one"
+    )
+    arguments = parser.parse_args()
+    if arguments.data is None and arguments.source != "simulated":
+        parser.error(f"--data is the folder of the logs of the source {arguments.source}")
+    if min(arguments.test_days, arguments.validation_days) < 1:
+        parser.error("--test-days and --validation-days are at least 1")
+    try:
+        if arguments.work is not None:
+            arguments.work.mkdir(parents=True, exist_ok=True)
+            result = benchmark(arguments, arguments.work.resolve())
+        else:
+            with tempfile.TemporaryDirectory(prefix="bench-ranking-") as work:
+                result = benchmark(arguments, Path(work))
+    except (InputError, CannotMeasure) as error:
+        say(f"bench-ranking could not measure: {error}")
+        return 1
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

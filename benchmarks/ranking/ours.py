@@ -1,0 +1,71 @@
+"""This project's ranker: the stage's own training, judged like the peers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ranking.folds import Fold
+from watchnext import config
+from watchnext.stages import train_ranking
+
+NAME = "watchnext"
+MODELS: dict[str, dict[str, Any]] = {NAME: {"configs": [{}, {"hidden_units": [1024, 512, 256]}], "passes": 4}}
+"""What is tried, as changes to params.yaml's `train_ranking`."""
+
+
+def train(fold: Fold, changed: Mapping[str, Any], passes: int, seed: int, evaluate: Any) -> Any:
+    """Train the ranker for exactly `passes` passes over the fold's training rows.
+
+    Args:
+        fold: the days.
+        changed: settings that differ from params.yaml.
+        passes: over the training rows.
+        seed: of the run.
+        evaluate: called with the model after each pass.
+
+    Returns:
+        The model after the last pass.
+    """
+    from watchnext.features.batches import FeatureSpec
+    from watchnext.models import ranking
+    from watchnext.models import training as fitting
+
+    params = config.load_section("train_ranking", train_ranking.Params).model_copy(update=dict(changed))
+
+    def after_pass(model: ranking.RankingModel) -> dict[str, float]:
+        evaluate(model)
+        return {}
+
+    fitting.start(seed, deterministic=True)
+    rows = fold.training
+    outcomes = {"clicked": rows.clicked.astype(np.float32), "watch_time_s": rows.watch_time_s}
+    model, _ = ranking.train(
+        rows.inputs | outcomes,
+        [FeatureSpec(one.name, one.kind, one.space, one.length, one.side) for one in fold.inputs],  # type: ignore[arg-type]
+        vocabulary_sizes=fold.sizes,
+        boundaries=fold.boundaries,
+        seed=seed,
+        evaluate=after_pass,
+        where=NAME,
+        **{**params.model_dump(), "epochs": passes, "patience": passes},
+    )
+    return model
+
+
+def scores_by_pass(name: str, fold: Fold, config: dict, passes: int, seed: int) -> list[np.ndarray]:
+    """Logits of the held rows after every pass."""
+    from watchnext.models import ranking
+
+    del name
+    scores: list[np.ndarray] = []
+    train(
+        fold,
+        config,
+        passes,
+        seed,
+        lambda model: scores.append(
+            ranking.predict(model.tower, fold.held.inputs)["logit"].astype(np.float64)
+        ),
+    )
+    return scores
