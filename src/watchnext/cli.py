@@ -329,6 +329,44 @@ def serve(
     )
 
 
+@app.command()
+def recommend(
+    user: Annotated[
+        str, typer.Option("--user", help="Id of the user; somebody unknown gets what is popular.")
+    ],
+    how_many: Annotated[int, typer.Option(help="Length of the slate.", min=1, max=500)] = 20,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what the server would answer instead of a table.")
+    ] = False,
+    store: _Store = _STORE,
+    model: _Model = None,
+) -> None:
+    """Show the slate that the champion gives a user now, as `watchnext serve` would. It is not taken for shown."""
+    from watchnext.registry import Registry
+    from watchnext.serving.messages import told
+    from watchnext.serving.service import load
+
+    name = _model_named(Registry.open(Path.cwd()), model)
+    answer = told(load(f"models:/{name}@champion", Path.cwd(), store).recommend(user, how_many))
+    if as_json:
+        sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+        return
+    rows = [
+        (
+            str(video["position"] + 1),
+            str(video["video_id"]),
+            f"{video['expected_watch_time_s']:.1f}",
+            ", ".join(f"{source} {score:.3g}" for source, score in video["sources"].items()),
+            (video["uploaded_at"] or "")[:10],
+        )
+        for video in answer["videos"]
+    ]
+    title = f"user {user}: {name}, version {answer['model']['version']}"
+    if not answer["personal"]:
+        title += "; nothing is known of this user, so it is what is popular or new"
+    print_table(title, ("", "video", "expected watch time, s", "sources", "uploaded"), rows)
+
+
 @app.command("load-events")
 def load_events(
     tables: Annotated[Path, typer.Option(help="Folder of validated tables.")] = Path("data/validated"),

@@ -36,8 +36,6 @@ T = TypeVar("T")
 
 _GUARDED = ("/v1/", "/metrics")
 _KEY_HEADER = "X-API-Key"
-_MICROSECOND = datetime.timedelta(microseconds=1)
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def make_app(
             **{f"{step}_ms": round(took, 3) for step, took in answered.step_ms.items()},
             **({"degraded": answered.degraded} if answered.degraded else {}),
         }
-        return JSONResponse(_told(answered))
+        return JSONResponse(messages.told(answered))
 
     @app.post("/v1/events", response_model=messages.EventsResponse, dependencies=guarded)
     async def events(body: messages.EventsRequest, request: Request) -> Response:
@@ -387,34 +385,6 @@ def _instant(given: datetime.datetime | None, latest: int, where: str) -> int:
     if at > latest + int(messages.CLOCK_SKEW_S * 1_000_000.0):
         raise InputError("an event cannot be kept before it has happened (a watch: ended)", where=where)
     return min(at, latest)
-
-
-def _told(answer: Answer) -> dict[str, Any]:
-    """A `RecommendResponse` as JSON has it."""
-    facts = answer.served.recommender.videos.facts
-    return {
-        "request_id": answer.request_id,
-        "user_id": answer.user_id,
-        "model": {"name": answer.served.version.name, "version": answer.served.version.number},
-        "videos": [
-            {
-                "video_id": video.video_id,
-                "position": position,
-                "expected_watch_time_s": video.expected_watch_time_s,
-                "sources": dict(video.sources),
-                "uploaded_at": _iso(facts(video.video_id).uploaded_at),
-            }
-            for position, video in enumerate(answer.slate.videos)
-        ],
-        "personal": answer.slate.personal,
-        "degraded": answer.degraded,
-    }
-
-
-def _iso(instant: int | datetime.datetime | None) -> str | None:
-    if instant is None:
-        return None
-    return (_EPOCH + to_microseconds(instant) * _MICROSECOND).isoformat()
 
 
 def _utc(timestamp: float) -> datetime.datetime:

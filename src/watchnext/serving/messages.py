@@ -2,11 +2,13 @@
 
 import datetime
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, StringConstraints
 
+from watchnext.features.history import to_microseconds
 from watchnext.recommend.recommender import MAX_SLATE
+from watchnext.serving.service import Answer
 
 MAX_BODY_BYTES = 1 << 20
 MAX_EVENTS = 1_000
@@ -14,6 +16,9 @@ MAX_EXCLUDED = 2_000
 MAX_WATCH_TIME_S = 864_000.0
 CLOCK_SKEW_S = 300.0
 """How far ahead of the server's clock an event may be; it is then taken to have happened now."""
+
+_MICROSECOND = datetime.timedelta(microseconds=1)
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 _Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)]
 _Label = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
@@ -177,3 +182,31 @@ class Problem(BaseModel):
     message: str
     where: str = Field("", description="field of the request")
     request_id: str
+
+
+def told(answer: Answer) -> dict[str, Any]:
+    """A `RecommendResponse` as JSON has it."""
+    facts = answer.served.recommender.videos.facts
+    return {
+        "request_id": answer.request_id,
+        "user_id": answer.user_id,
+        "model": {"name": answer.served.version.name, "version": answer.served.version.number},
+        "videos": [
+            {
+                "video_id": video.video_id,
+                "position": position,
+                "expected_watch_time_s": video.expected_watch_time_s,
+                "sources": dict(video.sources),
+                "uploaded_at": _iso(facts(video.video_id).uploaded_at),
+            }
+            for position, video in enumerate(answer.slate.videos)
+        ],
+        "personal": answer.slate.personal,
+        "degraded": answer.degraded,
+    }
+
+
+def _iso(instant: int | datetime.datetime | None) -> str | None:
+    if instant is None:
+        return None
+    return (_EPOCH + to_microseconds(instant) * _MICROSECOND).isoformat()

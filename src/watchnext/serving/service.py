@@ -4,12 +4,14 @@ The server, `watchnext recommend` and `watchnext.load` all answer through `Servi
 """
 
 import logging
+import re
 import threading
 import time
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -18,9 +20,9 @@ from watchnext.features.history import Id, UserHistory
 from watchnext.features.ranking_features import RequestContext
 from watchnext.recommend.recommender import Recommender, Slate
 from watchnext.recommend.state import UserFacts
-from watchnext.registry import Version
+from watchnext.registry import ROLES, Registry, Role, Version
 from watchnext.serving.events import Event, history_of, id_of
-from watchnext.serving.user_store import StoreUnavailableError, UserStore
+from watchnext.serving.user_store import SqliteUserStore, StoreUnavailableError, UserStore
 
 log = logging.getLogger("watchnext.serving")
 
@@ -108,7 +110,7 @@ class Service:
         *,
         exclude: Collection[Id] = (),
         context: Mapping[str, Any] | None = None,
-        record: bool = True,
+        record: bool = False,
     ) -> Answer:
         """Answer one request by the champion.
 
@@ -151,6 +153,44 @@ class Service:
     def history(self, user_id: str, served: Served) -> UserHistory:
         """What the user did, with facts of videos from the model that answers."""
         return history_of(self.store.events(user_id), served.recommender.videos.facts)
+
+
+def load(uri: str, root: Path, store: Path) -> Service:
+    """What answers in this process as a server would.
+
+    Args:
+        uri: `models:/NAME@ROLE` or `models:/NAME/VERSION`.
+        root: project whose registry it is in.
+        store: file of the user state.
+
+    Raises:
+        InputError: there is no such version, its files are not those that were registered, or there is no user state.
+    """
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([a-z]+)|/([0-9]+))", uri)
+    if match is None or not (match[3] or match[2] in ROLES):
+        raise InputError(
+            "this names no version",
+            where=uri,
+            remedy="models:/watchnext@champion, or models:/watchnext/3 for version 3",
+        )
+    if not store.exists():
+        raise InputError(
+            "there is no user state here",
+            where=str(store),
+            remedy="run `watchnext load-events` in the project's folder, or name the file",
+        )
+    registry = Registry.open(root)
+    version = (
+        registry.version(match[1], int(match[3]))
+        if match[3]
+        else registry.role(match[1], cast(Role, match[2]))
+    )
+    if version is None:
+        raise InputError(
+            f"{match[1]} has no {match[2]}", where=registry.registry_uri, remedy="`watchnext status`"
+        )
+    served = Served(version, Recommender.open(registry.bundle(version)))
+    return Service(SqliteUserStore(store), served)
 
 
 def request_context(user_id: str, at: int, facts: UserFacts, context: Mapping[str, Any]) -> RequestContext:
