@@ -48,6 +48,8 @@ HEADLINES = (
 
 SMOKE_SLATE = 20
 
+_SLICE_RESAMPLES = 2_000
+
 _FORMAT = 3
 """Raise it when a change of this code changes what a decision means: bundles are then judged anew."""
 
@@ -62,6 +64,23 @@ class Margin(Section):
 
     margin: float = Field(ge=0, lt=1)
     reason: str
+
+
+class Slices(Section):
+    """Parts of the gate day that a mean over all hides, each with a margin of its own.
+
+    Attributes:
+        margin: share of the champion's value in the slice, of recall_at_100 and weighted_pairwise_loss alike.
+        at_least_users: a slice with fewer is neither judged nor shown.
+        without_power: what a slice does whose harm is neither shown nor ruled out: `pass`, with the margin that the
+            day could have shown, or `hold`.
+        reason: why; shown with the outcome.
+    """
+
+    margin: float = Field(default=0.1, ge=0, lt=1)
+    at_least_users: int = Field(default=100, ge=2)
+    without_power: Literal["pass", "hold"] = "pass"
+    reason: str = "a mean over all hides harm to some"
 
 
 class Improvement(Section):
@@ -101,6 +120,7 @@ class Checks(Section):
         margin=0.0, reason="a model that the most popular videos beat is not worth serving"
     )
     improvement: Improvement = Improvement()
+    slices: Slices = Slices()
     index_recall_at_100: Minimum = Minimum(minimum=0.97, reason="what the index misses nobody can be shown")
 
 
@@ -114,6 +134,8 @@ class Check:
         bound: what was asked for.
         outcome: `not judged` where there is nothing to judge it by.
         reason: why the check is there.
+        harm: of a comparison with a margin, as shares of the other model's value, worse is positive: `value`, `low`
+            and `high` of the interval, `margin`, and `detectable`, the margin that the day shows of equal models.
     """
 
     name: str
@@ -121,6 +143,7 @@ class Check:
     bound: str
     outcome: Outcome
     reason: str
+    harm: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +255,7 @@ def judge(
                 confidence=confidence,
                 undecided="not judged",
             )
+            found += no_worse_in_slices(ours, theirs, checks.slices, confidence)
             found += better(ours, theirs, checks.improvement, confidence)
             measured |= {"challengers_of_the_day": place, "confidence": confidence}
             measured |= {f"champion_{name}": value for name, value in theirs.metrics.items()}
@@ -295,10 +319,12 @@ class Measured:
     Attributes:
         metrics: recall_at_K, map, weighted_pairwise_loss, auc and index_recall_at_100.
         per_user: what recall_at_100 and weighted_pairwise_loss are the means of, by user.
+        slices: the same in each part of the day, by its name and then the metric's.
     """
 
     metrics: Mapping[str, float]
     per_user: Mapping[str, "PerUser"]
+    slices: Mapping[str, Mapping[str, "PerUser"]] = field(default_factory=dict)
 
     def changes(self, other: "Measured", confidence: float) -> dict[str, "Change"]:
         """How much it differs from another bundle on the same examples: each end alone holds at `confidence`.
@@ -327,6 +353,7 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
         exclude: as for `evaluate`.
     """
     import numpy as np
+    import pyarrow as pa
 
     from watchnext.evaluation import offline
     from watchnext.evaluation.candidates import nominated_by, stored_scorer
@@ -368,9 +395,26 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
     mispredicted, total = pairwise_losses(
         ranking.pair_scores, ranking.clicked, ranking.watch_time_s, ranking.groups
     )
-    loss = PerUser(per_user(mispredicted, ranking.user_ids).totals, per_user(total, ranking.user_ids).totals)
-    hits = per_user((retrieval.ranks <= 100).astype(np.float64), retrieval.user_ids)
-    return Measured(values, {"recall_at_100": hits, "weighted_pairwise_loss": loss})
+    found = (retrieval.ranks <= 100).astype(np.float64)
+
+    def hits(of: np.ndarray) -> PerUser:
+        return per_user(found[of], retrieval.user_ids.filter(pa.array(of)))
+
+    def loss(of: np.ndarray) -> PerUser:
+        of = of & (total > 0)
+        users = ranking.user_ids.filter(pa.array(of))
+        return PerUser(per_user(mispredicted[of], users).totals, per_user(total[of], users).totals)
+
+    slices: dict[str, dict[str, PerUser]] = {}
+    for name, of in offline.event_slices(events, features / "videos").items():
+        slices.setdefault(name, {})["recall_at_100"] = hits(of)
+    for name, of in ranking.slices.items():
+        slices.setdefault(name, {})["weighted_pairwise_loss"] = loss(of)
+    everything = {
+        "recall_at_100": hits(np.ones(len(found), bool)),
+        "weighted_pairwise_loss": loss(np.ones(len(total), bool)),
+    }
+    return Measured(values, everything, slices)
 
 
 def change_metrics(changes: Mapping[str, "Change"]) -> dict[str, float]:
@@ -407,26 +451,93 @@ def no_worse(
         undecided: the outcome where neither is shown: `not judged` where proof is asked for, `passed` where
             harm has to be shown.
     """
-    checks = []
-    for name, check, worse in (("recall_at_100", recall, -1.0), ("weighted_pairwise_loss", loss, 1.0)):
-        change = changes[name]
-        least, most = sorted((worse * change.low, worse * change.high))
-        outcome = undecided
-        if math.isnan(change.value):
-            outcome = "not judged"
-        elif most <= check.margin:
-            outcome = "passed"
-        elif least > 0:
-            outcome = "failed"
-        value = f"{_shown(ours[name])}, {change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
-        bound = (
-            f"{'no lower' if worse < 0 else 'no higher'} than the champion's {_shown(theirs[name])} by"
-            f" {check.margin:.1%} at {_percent(confidence)}"
+    return [
+        _no_worse(
+            name,
+            (ours[name], theirs[name]),
+            (changes[name], changes[name]),
+            check.margin,
+            confidence=confidence,
+            undecided=undecided,
+            reason=check.reason,
         )
-        if outcome != "passed" and math.isfinite(change.standard_error):
-            bound += f"; this day shows {change.detectable(confidence):.1%} of equal models"
-        checks.append(Check(name, value, bound, outcome, check.reason))
-    return checks
+        for name, check in (("recall_at_100", recall), ("weighted_pairwise_loss", loss))
+    ]
+
+
+def no_worse_in_slices(ours: Measured, theirs: Measured, asked: Slices, confidence: float) -> list[Check]:
+    """Non-inferiority in every slice that has enough users.
+
+    That harm is below the margin has to be shown at `confidence` in each slice, and nothing is corrected for there
+    being many. Harm is shown at a level that all slices share (Bonferroni): of twenty slices of two equal models
+    one would else look harmed in two of five cases.
+
+    Args:
+        ours: of the model in question.
+        theirs: of the other, on the same examples.
+        asked: margin, and what becomes of a slice without power.
+        confidence: of what is shown.
+    """
+    from watchnext.evaluation.intervals import paired_changes
+
+    judged = [
+        (name, metric, own, theirs.slices[name][metric])
+        for name, by_metric in ours.slices.items()
+        for metric, own in by_metric.items()
+        if len(own.counts) >= asked.at_least_users
+    ]
+    levels = [2 * each - 1 for each in (confidence, 1 - (1 - confidence) / max(1, len(judged)))]
+    return [
+        _no_worse(
+            f"{metric}.{name}",
+            (own.mean, other.mean),
+            tuple(paired_changes(own, other, levels=levels, resamples=_SLICE_RESAMPLES)),
+            asked.margin,
+            confidence=confidence,
+            undecided="passed" if asked.without_power == "pass" else "not judged",
+            reason=asked.reason,
+        )
+        for name, metric, own, other in judged
+    ]
+
+
+def _no_worse(
+    name: str,
+    means: tuple[float, float],
+    changes: Sequence["Change"],
+    margin: float,
+    *,
+    confidence: float,
+    undecided: Outcome,
+    reason: str,
+) -> Check:
+    """One of `no_worse`: `means` are ours and theirs, `changes` by which harm is ruled out, and by which it is shown."""
+    worse = -1.0 if name.startswith("recall") else 1.0
+    change, shown = changes
+    low, high = sorted((worse * change.low, worse * change.high))
+    outcome = undecided
+    if math.isnan(change.value):
+        outcome = "not judged"
+    elif high <= margin:
+        outcome = "passed"
+    elif min(worse * shown.low, worse * shown.high) > 0:
+        outcome = "failed"
+    value = f"{_shown(means[0])}, {change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
+    bound = (
+        f"{'no lower' if worse < 0 else 'no higher'} than the champion's {_shown(means[1])} by"
+        f" {margin:.1%} at {_percent(confidence)}"
+    )
+    detectable = change.detectable(confidence)
+    if not high <= margin and math.isfinite(detectable):
+        bound += f"; this day shows {detectable:.1%} of equal models"
+    harm = {
+        "value": worse * change.value,
+        "low": low,
+        "high": high,
+        "margin": margin,
+        "detectable": detectable,
+    }
+    return Check(name, value, bound, outcome, reason, harm)
 
 
 def better(ours: Measured, theirs: Measured, asked: Improvement, confidence: float) -> list[Check]:

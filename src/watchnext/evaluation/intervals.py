@@ -180,14 +180,21 @@ def paired_change(
 
     Source: B. Efron, Better bootstrap confidence intervals, JASA 82 (1987).
     """
+    return paired_changes(ours, theirs, levels=(level,), resamples=resamples, seed=seed)[0]
+
+
+def paired_changes(
+    ours: PerUser, theirs: PerUser, *, levels: Sequence[float], resamples: int = 4_000, seed: int = 0
+) -> list[Change]:
+    """`paired_change` at several levels, by the same draws."""
     if not np.array_equal(ours.counts, theirs.counts):
         raise ValueError("a paired change needs the same events of the same users")
     own, other = float(ours.totals.sum()), float(theirs.totals.sum())
     if not (np.isfinite([own, other]).all() and ours.counts.sum() > 0):
-        return Change(float("nan"), float("nan"), float("nan"), float("nan"))
+        return [Change(float("nan"), float("nan"), float("nan"), float("nan"))] * len(levels)
     if other == 0:
         beyond = np.inf if own > 0 else 0.0
-        return Change(beyond, beyond, beyond, 0.0)
+        return [Change(beyond, beyond, beyond, 0.0)] * len(levels)
     users = len(ours.counts)
     value = own / other - 1.0
     rng = np.random.default_rng([seed, users, resamples])
@@ -204,16 +211,20 @@ def paired_change(
     spread = draws.std() if len(draws) else 0.0
     if spread <= 1e-12:  # They agree on every user, or there is one user alone.
         unknown = users < 2
-        return Change(value, -np.inf if unknown else value, np.inf if unknown else value, float(spread))
+        ends = (-np.inf, np.inf) if unknown else (value, value)
+        return [Change(value, *ends, float(spread))] * len(levels)
     share = np.mean(draws < value) + 0.5 * np.mean(draws == value)
     z0 = norm.ppf(np.clip(share, 1 / len(draws), 1 - 1 / len(draws)))
     remaining = other - theirs.totals
     without = np.divide(own - ours.totals, remaining, out=np.full(users, value + 1.0), where=remaining != 0)
     away = without.mean() - without
     a = float((away**3).sum() / (6.0 * (away**2).sum() ** 1.5))
-    z = norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    low, high = _quantiles(draws, z0 + (z0 + z) / (1.0 - a * (z0 + z)))
-    return Change(value, float(low), float(high), float(spread))
+    found = []
+    for level in levels:
+        z = norm.ppf([(1 - level) / 2, (1 + level) / 2])
+        low, high = _quantiles(draws, z0 + (z0 + z) / (1.0 - a * (z0 + z)))
+        found.append(Change(value, float(low), float(high), float(spread)))
+    return found
 
 
 def _quantiles(draws: np.ndarray, z: np.ndarray) -> np.ndarray:

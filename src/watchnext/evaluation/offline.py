@@ -53,10 +53,13 @@ USER_SURFACE_DAY = "user_surface_day"
 FRESH_S = 7 * 86_400.0
 """Videos uploaded less than this before an impression are fresh, in seconds."""
 
-SLICED = ("user_completed_watches", "video_age_s")
+LIGHT_WATCHES = 5
+"""Light users have completed so many watches before, or fewer, and at least one."""
+
+SLICED = ("user_completed_watches", "video_age_s", "device")
 """Further columns of ranking examples that slices are cut by, see `impression_slices`."""
 
-_SMALLEST_SURFACE_SHARE = 0.01
+_SMALLEST_SHARE = 0.01
 
 JUDGED = ("request_id", "user_id", "video_id", "shown_at", "surface", "clicked", "watch_time_s")
 """Columns of ranking examples that judging needs."""
@@ -450,23 +453,60 @@ def impression_slices(judged: pa.Table) -> dict[str, np.ndarray]:
         judged: ranking examples; a slice whose column is not there does not exist.
 
     Returns:
-        Name -> bool [num_impressions]: `new_users` (none completed a watch before), `fresh_videos` (uploaded less than
-        FRESH_S before) and `surface_NAME` of each with a hundredth of the impressions or more.
+        Name -> bool [num_impressions]: `new_users` (none completed a watch before), `light_users` (1 to LIGHT_WATCHES
+        did), `fresh_videos` (uploaded less than FRESH_S before) and `surface_NAME` and `device_NAME` of each with a
+        hundredth of the impressions or more.
     """
-    slices = {}
+    slices: dict[str, np.ndarray] = {}
     if "user_completed_watches" in judged.column_names:
         watches = pc.fill_null(judged["user_completed_watches"].cast(pa.float64()), 0.0)
-        slices["new_users"] = watches.to_numpy() == 0.0
+        slices |= _by_past(watches.to_numpy())
     if "video_age_s" in judged.column_names:
         age_s = pc.fill_null(judged["video_age_s"].cast(pa.float64()), np.inf).to_numpy()
         slices["fresh_videos"] = age_s < FRESH_S
-    if "surface" in judged.column_names and not pa.types.is_null(judged["surface"].type):
-        surfaces = pc.fill_null(judged["surface"].cast(pa.string()), "").combine_chunks()
-        for count in pc.value_counts(surfaces).to_pylist():
-            if count["values"] and count["counts"] >= _SMALLEST_SURFACE_SHARE * judged.num_rows:
-                name = re.sub(r"[^0-9A-Za-z_.-]+", "_", count["values"])
-                slices[f"surface_{name}"] = pc.equal(surfaces, count["values"]).to_numpy(zero_copy_only=False)
-    return dict(sorted(slices.items()))
+    return dict(sorted({**slices, **_by_column(judged, ("surface", "device"))}.items()))
+
+
+def event_slices(examples: Path, videos: Path) -> dict[str, np.ndarray]:
+    """The same parts of a day's retrieval examples, by what was known before each watch; they have no surface.
+
+    Args:
+        examples: directory of the examples, e.g. retrieval_examples/gate.
+        videos: the table of videos that featurize writes, for when they were uploaded.
+
+    Returns:
+        Name -> bool [num_events], one event per stored row, in its order.
+    """
+    columns = ["history", "device", "video_id", "watched_at", "asked_at"]
+    events = pa.concat_tables(tables_of(examples, columns))
+    slices: dict[str, np.ndarray] = {}
+    if "history" in events.column_names:
+        lengths = pc.fill_null(pc.list_value_length(events["history"]), 0)
+        slices |= _by_past(lengths.to_numpy().astype(np.float64))
+    known = pa.concat_tables([pq.read_table(part) for part in sorted(videos.glob("part-*.parquet"))])
+    row = pc.fill_null(pc.index_in(events["video_id"], value_set=known["video_id"]), -1).to_numpy()
+    uploaded = known["uploaded_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+    fresh_from = asked_at_us(events) - int(1e6 * FRESH_S)
+    slices["fresh_videos"] = (row >= 0) & (uploaded[row] > fresh_from)
+    return dict(sorted({**slices, **_by_column(events, ("device",))}.items()))
+
+
+def _by_past(completed: np.ndarray) -> dict[str, np.ndarray]:
+    """By how many watches the user had completed, as far as a history goes back."""
+    return {"new_users": completed == 0, "light_users": (completed > 0) & (completed <= LIGHT_WATCHES)}
+
+
+def _by_column(table: pa.Table, names: Sequence[str]) -> dict[str, np.ndarray]:
+    slices: dict[str, np.ndarray] = {}
+    for name in names:
+        if name not in table.column_names or pa.types.is_null(table[name].type):
+            continue
+        values = pc.fill_null(table[name].cast(pa.string()), "").combine_chunks()
+        for count in pc.value_counts(values).to_pylist():
+            if count["values"] and count["counts"] >= _SMALLEST_SHARE * table.num_rows:
+                of = re.sub(r"[^0-9A-Za-z_.-]+", "_", count["values"])
+                slices[f"{name}_{of}"] = pc.equal(values, count["values"]).to_numpy(zero_copy_only=False)
+    return slices
 
 
 def _in_parts(ranker: Ranker, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -27,9 +27,11 @@ from watchnext.decisions.gate import (
     Margin,
     Measured,
     Minimum,
+    Slices,
     better,
     judge,
     no_worse,
+    no_worse_in_slices,
     promote_bundle,
 )
 from watchnext.errors import InputError
@@ -93,6 +95,53 @@ def test_without_power_the_check_says_what_could_have_been_seen() -> None:
     assert pytest.approx(0.0995, abs=1e-4) == (1.645 + 0.842) * 0.04
     assert "this day shows 9.9% of equal models" in recall.bound
     assert "this day" not in loss.bound
+
+
+def in_slices(users: int, shares: dict[str, float], seed: int) -> tuple[Measured, Measured]:
+    """Two models of which ours hits a share of theirs in each slice, and as many users in each."""
+    rng = np.random.default_rng(seed)
+    ours, theirs = {}, {}
+    for name, share in shares.items():
+        base = rng.uniform(0.2, 0.6, users)
+        for model, scale in ((ours, share), (theirs, 1.0)):
+            hits = scale * base + rng.normal(0, 0.05, users)
+            model[name] = {"recall_at_100": PerUser(hits, np.ones(users))}
+    return Measured({}, {}, ours), Measured({}, {}, theirs)
+
+
+@pytest.mark.parametrize(
+    ("users", "share", "passing", "holding"),
+    [
+        (400, 1.0, "passed", "passed"),
+        (400, 0.95, "passed", "passed"),  # harm, and shown to be below the margin
+        (400, 0.85, "failed", "failed"),
+        (6, 1.0, "passed", "not judged"),  # too few users to tell
+    ],
+)
+def test_harm_to_one_slice_is_not_hidden_by_the_others(
+    users: int, share: float, passing: str, holding: str
+) -> None:
+    """Meant to fail with the outcome of a mean over slices."""
+    measured = in_slices(users, {"new_users": share, "surface_home": 1.2}, seed=5)
+    for rule, expected in (("pass", passing), ("hold", holding)):
+        asked = Slices(without_power=rule, at_least_users=5)
+        new, home = no_worse_in_slices(*measured, asked, 0.975)
+        assert (new.name, new.outcome, home.outcome) == ("recall_at_100.new_users", expected, "passed")
+    if users < 10:
+        assert "this day shows" in new.bound
+        assert new.harm is not None
+        assert new.harm["detectable"] > new.harm["margin"]
+    assert not no_worse_in_slices(*measured, Slices(at_least_users=500), 0.975), "too small to be judged"
+
+
+def test_many_equal_slices_look_harmed_no_more_often_than_one() -> None:
+    """Eight days of twenty. Meant to fail with each slice at a level of its own: 160 / 40 = 4 of them look harmed."""
+    failed = 0
+    for seed in range(8):
+        measured = in_slices(40, {f"surface_{number}": 1.0 for number in range(20)}, seed)
+        checks = no_worse_in_slices(*measured, Slices(margin=0.0, at_least_users=5), 0.975)
+        failed += sum(check.outcome == "failed" for check in checks)
+    assert failed <= 1
 
 
 @pytest.mark.parametrize(

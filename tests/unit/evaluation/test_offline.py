@@ -312,6 +312,7 @@ def test_a_slice_counts_the_watch_time_that_was_clicked_in_it():
     result = offline.judge_scores(scores, scores, judged, groups, offline.REQUEST)
     assert {name: mask.tolist() for name, mask in result.slices.items()} == {
         "fresh_videos": [True, False, False, False, True, True],
+        "light_users": [False, False, False, True, True, True],
         "new_users": [True, True, True, False, False, False],
         "surface_home": [True, True, True, False, False, False],
         "surface_up_next": [False, False, False, False, True, True],
@@ -321,6 +322,36 @@ def test_a_slice_counts_the_watch_time_that_was_clicked_in_it():
     assert losses["weighted_pairwise_loss_new_users"] == losses["weighted_pairwise_loss_surface_home"] == 0.0
     assert losses["weighted_pairwise_loss_fresh_videos"] == 0.0
     assert np.isnan(losses["weighted_pairwise_loss_surface_up_next"])
+
+
+def test_watches_are_cut_into_the_same_slices(tmp_path):
+    """Past of 0, 1, 5 and 6 watches; uploads 8 days before the page, within 7 days of it, after it, and unknown."""
+    asked_at = [AT - dt.timedelta(hours=1)] * 4
+    events = pa.table(
+        {
+            "user_id": [1, 2, 3, 4],
+            "video_id": ["old", "fresh", "late", "unknown"],
+            "history": [[], ["old"], ["old"] * 5, ["old"] * 6],
+            "device": ["tv", "big tv", None, "tv"],
+            "watched_at": pa.array([AT] * 4, pa.timestamp("us", tz="UTC")),
+            "asked_at": pa.array(asked_at, pa.timestamp("us", tz="UTC")),
+        }
+    )
+    uploads = [AT - dt.timedelta(days=8), AT - dt.timedelta(days=6), AT]
+    videos = pa.table(
+        {
+            "video_id": ["old", "fresh", "late"],
+            "uploaded_at": pa.array(uploads, pa.timestamp("us", tz="UTC")),
+        }
+    )
+    slices = offline.event_slices(write(tmp_path / "events", events), write(tmp_path / "videos", videos))
+    assert {name: mask.tolist() for name, mask in slices.items()} == {
+        "device_big_tv": [False, True, False, False],
+        "device_tv": [True, False, False, True],
+        "fresh_videos": [False, True, True, False],
+        "light_users": [False, True, True, False],
+        "new_users": [True, False, False, False],
+    }
 
 
 def test_scores_that_are_not_numbers_are_an_error(tmp_path):
