@@ -35,6 +35,9 @@ ADDED_INPUTS = "added_inputs.json"
 PAGED_SHARE = 0.5
 """Logs know pages where at least this share of a day's impressions is not alone in its request."""
 
+UNWATCHED_LABEL = "unwatched_label"
+"""Column of training examples of candidate generation: the label was shown and not watched."""
+
 _DENSE_LOOKUP_SLACK = 16
 _SMALL_BATCH = 4096
 
@@ -269,13 +272,15 @@ class Encoder:
 
         Returns:
             One array per retrieval feature (see FeatureSpec); `label` int32 [N] if `video_id` is given; `user`
-            int64 [N] if `user_id` is, equal for equal users.
+            int64 [N] if `user_id` is, equal for equal users; `unwatched_label` float32 [N], 1 or 0, if that is.
         """
         arrays = self._encode(columns, self.retrieval_features)
         if "video_id" in _names(columns):
             arrays["label"] = self.vocabularies["video"].lookup(columns["video_id"])
         if "user_id" in _names(columns):
             arrays["user"] = stable_hash(columns["user_id"])
+        if UNWATCHED_LABEL in _names(columns):
+            arrays[UNWATCHED_LABEL] = np.asarray(columns[UNWATCHED_LABEL], np.float32)
         return arrays
 
     def encode_ranking(self, columns: Columns) -> Arrays:

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from watchnext.errors import InputError
-from watchnext.features.batches import FeatureSpec
+from watchnext.features.batches import UNWATCHED_LABEL, FeatureSpec
 from watchnext.models import training
 from watchnext.models.checkpoints import Checkpoints
 from watchnext.models.losses import Estimator, sampled_softmax_loss
@@ -62,6 +62,8 @@ class QueryTower(tf.keras.Model):
         head: see `Head`; without ReLU layers (depth 0) both are linear, and `linear` has the bias alone beside.
         serving_example_age_s: added to every example age when served, in seconds; the paper serves at 0 or slightly
             below.
+        unwatched_labels: whether training tells, as `unwatched_label`, which labels were shown and not watched. It is
+            what example age is to time: one model of both, of which the part for watches is served.
         matmul_dtype: of the layers' products in training, and of those of the loss.
     """
 
@@ -78,6 +80,7 @@ class QueryTower(tf.keras.Model):
         shown_dropout: float = 0.0,
         head: Head = "relu",
         serving_example_age_s: float = 0.0,
+        unwatched_labels: bool = False,
         matmul_dtype: tf.DType = tf.float32,
     ) -> None:
         super().__init__(name="query_tower")
@@ -93,6 +96,7 @@ class QueryTower(tf.keras.Model):
         self.head: Head = head
         self.longest_example_age_s = max(longest_example_age_s, 1.0)
         self.serving_example_age_s = serving_example_age_s
+        self.unwatched_labels = unwatched_labels
         self.matmul_dtype = matmul_dtype
         pooled = {spec.space for spec in features if spec.kind == "multivalent"}
         self.tables = {
@@ -121,7 +125,7 @@ class QueryTower(tf.keras.Model):
 
         Args:
             inputs: multivalent int32 [num_queries, any], categorical int32 [num_queries], unit and example_age_s
-                float32 [num_queries].
+                float32 [num_queries]; unwatched_label float32 [num_queries], 0 for all where it is not given.
             training: whether `watch_dropout` applies.
 
         Returns:
@@ -157,6 +161,9 @@ class QueryTower(tf.keras.Model):
             else:
                 age = values[:, tf.newaxis] / self.longest_example_age_s
                 parts += [age, tf.square(age), tf.sqrt(tf.maximum(age, 0.0))]
+        if self.unwatched_labels:
+            watched = tf.zeros([tf.shape(parts[0])[0]])
+            parts.append(inputs.get(UNWATCHED_LABEL, watched)[:, tf.newaxis])
         # Queries that are served come from float32, whatever they were trained in: any machine has that.
         queries = run_tower(
             self.tower, tf.concat(parts, axis=1), self.matmul_dtype if training else tf.float32
@@ -291,7 +298,7 @@ def train(
 
     Args:
         examples: what `Encoder.encode_retrieval` makes of the training examples, `label` included. With `user`,
-            one watch of a user is no negative of another.
+            one watch of a user is no negative of another; with `unwatched_label` the tower is told, see `QueryTower`.
         features: the inputs of the query tower.
         vocabulary_sizes: id space -> number of known ids.
         embedding_dim: D.
@@ -347,6 +354,7 @@ def train(
         shown_dropout=shown_dropout,
         head=head,
         serving_example_age_s=serving_example_age_s,
+        unwatched_labels=UNWATCHED_LABEL in examples,
         matmul_dtype=fastest_matmul_dtype() if matmul_dtype == "auto" else tf.as_dtype(matmul_dtype),
     )
     label_frequency = np.bincount(labels - 1, minlength=num_candidates)
@@ -367,7 +375,8 @@ def train(
         estimator=estimator,
     )
     model.compile(optimizer=adagrad(learning_rate))
-    wanted = [spec.name for spec in features] + ["label"] + ([USER] if USER in examples else [])
+    wanted = [spec.name for spec in features] + ["label"]
+    wanted += [name for name in (USER, UNWATCHED_LABEL) if name in examples]
     outcome = training.fit(
         model,
         {name: examples[name] for name in wanted},

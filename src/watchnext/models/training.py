@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from watchnext.console import say, track
 from watchnext.errors import InputError
-from watchnext.features.batches import read_examples
+from watchnext.features.batches import UNWATCHED_LABEL, read_examples
 from watchnext.models.checkpoints import Checkpoints
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -74,7 +74,13 @@ def encode_all(
 
 
 def with_further_examples(
-    tables: Iterator[pa.Table], *, stored: Path, history: bool, shown_share: float, seed: int
+    tables: Iterator[pa.Table],
+    *,
+    stored: Path,
+    history: bool,
+    shown_share: float,
+    seed: int,
+    shown_marked: bool = False,
 ) -> Iterator[pa.Table]:
     """The watches of the logs that candidate generation is trained on, and what else it learns from.
 
@@ -85,14 +91,26 @@ def with_further_examples(
         history: whether watches before the logs are labels.
         shown_share: share of what was shown and not watched that is a label.
         seed: decides which.
+        shown_marked: whether a column `unwatched_label` says which labels were shown and not watched, where there are any.
     """
-    yield from tables
-    for name, share in (("history", float(history)), ("shown", shown_share)):
+    shares = {"history": float(history), "shown": shown_share}
+    marked = shown_marked and shown_share > 0
+
+    def mark(table: pa.Table, unwatched: bool) -> pa.Table:
+        return (
+            table.append_column(UNWATCHED_LABEL, pa.array(np.full(table.num_rows, unwatched)))
+            if marked
+            else table
+        )
+
+    for table in tables:
+        yield mark(table, False)
+    for name, share in shares.items():
         draw = np.random.default_rng(seed)
         for table in read_examples(stored / name) if share > 0 else ():
             chosen = table.filter(pa.array(draw.random(table.num_rows) < share))
             if chosen.num_rows:
-                yield chosen
+                yield mark(chosen, name == "shown")
 
 
 def no_examples(where: str) -> InputError:

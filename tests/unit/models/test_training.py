@@ -177,6 +177,22 @@ def test_labels_are_the_watches_and_what_is_asked_for_beside_them(stored, histor
     assert len(np.unique(found)) == len(found)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_labels_that_were_not_watched_are_marked_where_there_are_any(stored, share):
+    further = partial(
+        training.with_further_examples,
+        stored=stored, history=True, shown_share=share, seed=3, shown_marked=True,
+    )  # fmt: skip
+    tables = list(further(training.read_examples(stored / "training")))
+    assert {"unwatched_label" in table.column_names for table in tables} == {share > 0}
+    if share:
+        marks = pa.concat_tables(tables)
+        assert marks["unwatched_label"].to_pylist() == [
+            label >= 20_000 for label in marks["label"].to_pylist()
+        ]
+        assert sum(marks["unwatched_label"].to_pylist()) > 1_000
+
+
 def test_the_seed_decides_what_was_shown_is_a_label(stored):
     def shown(seed):
         read = partial(
