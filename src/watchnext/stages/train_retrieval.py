@@ -35,7 +35,7 @@ class Labels(Section):
 
     history: bool = True
     shown_share: float = Field(default=0.3, ge=0, le=1)
-    shown_marked: bool = False
+    shown_marked: bool = True
 
 
 class Params(Section):
