@@ -1,6 +1,6 @@
 """Means, and how much one model's differs from another's, with the interval that other users would have moved them in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,7 +123,7 @@ def bootstrap(
 
 @dataclass(frozen=True)
 class Change:
-    """How much the mean of one model differs from that of another, as a share of the other's.
+    """How much the mean of one model differs from that of another, as a share of the other's, or another statistic.
 
     Attributes:
         value: mean of the one over mean of the other, less 1; NaN where that is no number.
@@ -195,19 +195,47 @@ def paired_changes(
     if other == 0:
         beyond = np.inf if own > 0 else 0.0
         return [Change(beyond, beyond, beyond, 0.0)] * len(levels)
-    users = len(ours.counts)
-    value = own / other - 1.0
+    totals = np.stack([ours.totals, theirs.totals], axis=1)
+    return bca(totals, _ratio_less_1, levels=levels, resamples=resamples, seed=seed)
+
+
+def _ratio_less_1(sums: np.ndarray) -> np.ndarray:
+    return ratio(sums[..., 0], sums[..., 1]) - 1.0
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """above / below, NaN where below is 0."""
+    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below != 0)
+
+
+def bca(
+    totals: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    levels: Sequence[float],
+    resamples: int = 4_000,
+    seed: int = 0,
+) -> list[Change]:
+    """BCa bootstrap intervals over users of a statistic of sums, one per level; see `paired_change` for the formulas.
+
+    Args:
+        totals: float64 [num_users, num_sums], what each user adds to each sum.
+        statistic: sums [..., num_sums] -> values [...]; NaN where it is not defined. Such draws are left out.
+        levels: how often each interval is to hold the statistic.
+        resamples: how many draws.
+        seed: of the draws.
+    """
+    users = len(totals)
+    sums = totals.sum(axis=0)
+    value = float(statistic(sums))
     rng = np.random.default_rng([seed, users, resamples])
     draws = np.empty(resamples)
     step = max(1, _DRAWS_AT_ONCE // users)
     for begin in range(0, resamples, step):
         rows = min(step, resamples - begin)
         weights = rng.multinomial(users, np.full(users, 1 / users), size=rows).astype(np.float64)
-        below = weights @ theirs.totals
-        draws[begin : begin + rows] = np.divide(
-            weights @ ours.totals, below, out=np.full(rows, np.nan), where=below != 0
-        )
-    draws = draws[np.isfinite(draws)] - 1.0
+        draws[begin : begin + rows] = statistic(weights @ totals)
+    draws = draws[np.isfinite(draws)]
     spread = draws.std() if len(draws) else 0.0
     if spread <= 1e-12:  # They agree on every user, or there is one user alone.
         unknown = users < 2
@@ -215,8 +243,8 @@ def paired_changes(
         return [Change(value, *ends, float(spread))] * len(levels)
     share = np.mean(draws < value) + 0.5 * np.mean(draws == value)
     z0 = norm.ppf(np.clip(share, 1 / len(draws), 1 - 1 / len(draws)))
-    remaining = other - theirs.totals
-    without = np.divide(own - ours.totals, remaining, out=np.full(users, value + 1.0), where=remaining != 0)
+    without = statistic(sums - totals)
+    without = np.where(np.isfinite(without), without, value)
     away = without.mean() - without
     a = float((away**3).sum() / (6.0 * (away**2).sum() ** 1.5))
     found = []
