@@ -26,19 +26,16 @@ from watchnext.features.batches import Encoder, read_examples
 from watchnext.stages import featurize, train_retrieval
 
 NAME = "watchnext"
-CONFIGS: tuple[dict[str, Any], ...] = (
-    {},
-    {"head": "linear", "watch_dropout": 0.5, "shown_dropout": 0.5, "epochs": 8},
-    {
-        "head": "linear",
-        "watch_dropout": 0.5,
-        "shown_dropout": 0.5,
-        "embedding_dim": 128,
-        "batch_size": 1024,
-        "in_batch_negatives": False,
-        "epochs": 8,
-    },
-)
+_LARGER: dict[str, Any] = {
+    "head": "linear",
+    "watch_dropout": 0.5,
+    "shown_dropout": 0.5,
+    "embedding_dim": 128,
+    "batch_size": 1024,
+    "in_batch_negatives": False,
+    "epochs": 10,
+}
+CONFIGS: tuple[dict[str, Any], ...] = ({}, _LARGER, {**_LARGER, "averaged_passes": 1.0})
 """What is tried, as changes to params.yaml's `train_retrieval`: as many as the trained peers may try."""
 
 
@@ -55,8 +52,6 @@ class Day:
     """
 
     def __init__(self, logs: Logs, tables: Path, day: dt.date, fold: Fold, features: Path, seed: int) -> None:
-        from watchnext.models import training as fitting
-
         self.fold = fold
         before = [one for one in logs.days if one < day]
         split = SplitDays(training=(before[0], before[-1]), tuning=None, gate=day, shadow=None)
@@ -70,13 +65,8 @@ class Day:
             split=split,
         )
         self.encoder = Encoder.load(features)
-        params = config.load_section("train_retrieval", train_retrieval.Params)
-        stored = features / "retrieval_examples"
-        self.training = fitting.encode_all(
-            stored / "training",
-            self.encoder.encode_retrieval,
-            partial(fitting.with_further_examples, stored=stored, seed=seed, **params.labels.model_dump()),
-        )
+        self._stored, self._seed = features / "retrieval_examples", seed
+        self._training: tuple[Any, dict[str, np.ndarray]] | None = None
         self.events = self._encoded_events(logs, features)
         tokens = self.encoder.vocabularies["video"].tokens.to_numpy(zero_copy_only=False)
         self.code = np.searchsorted(logs.video_ids, tokens)
@@ -99,6 +89,19 @@ class Day:
         except KeyError as error:
             raise CannotMeasure(f"the stage featurize has no example of the event {error}") from None
         return self.encoder.encode_retrieval(table.take(rows))
+
+    def training(self, labels: train_retrieval.Labels) -> dict[str, np.ndarray]:
+        """The training examples with these labels; the last ones asked for are kept."""
+        from watchnext.models import training as fitting
+
+        if self._training is None or self._training[0] != labels:
+            self._training = None  # Let go before the next are made: they are the largest thing here.
+            further = partial(
+                fitting.with_further_examples, stored=self._stored, seed=self._seed, **labels.model_dump()
+            )
+            examples = fitting.encode_all(self._stored / "training", self.encoder.encode_retrieval, further)
+            self._training = labels, examples
+        return self._training[1]
 
     def scorer(self, model: Any) -> measure.Scorer:
         """Scores of the retrieval model at hand, by video code."""
@@ -131,7 +134,7 @@ class Day:
         from watchnext.models import training as fitting
 
         params = config.load_section("train_retrieval", train_retrieval.Params)
-        params = params.model_copy(update=changed)
+        params = train_retrieval.Params.model_validate({**params.model_dump(), **changed})
         ranks: list[np.ndarray] = []
 
         def evaluate(model: Any) -> dict[str, float]:
@@ -146,7 +149,7 @@ class Day:
         if epochs is not None:
             settings |= {"epochs": epochs, "patience": epochs}
         model, trained = retrieval.train(
-            self.training,
+            self.training(params.labels),
             [spec for spec in self.encoder.retrieval_features if params.inputs.wants(spec.name)],
             vocabulary_sizes=self.encoder.sizes,
             seed=seed,

@@ -34,7 +34,7 @@ class Labels(Section):
     """Section `train_retrieval.labels`: what is learned from beside the completed watches of the logs."""
 
     history: bool = True
-    shown_share: float = Field(default=0.3, ge=0, le=1)
+    shown_share: float = Field(default=1.0, ge=0, le=1)
     shown_marked: bool = True
 
 
