@@ -48,6 +48,7 @@ _CARRIED_OUT_TAG = "carried_out."
 _INSTANT = "%Y-%m-%dT%H:%M:%S.%fZ"  # sorts as text; MLflow allows no plus sign in a tag's name
 _MADE_OF = ("source", "bundle_digest", "data_digest", "params_digest", "git_commit", "trained_until_at")
 _LOCK_WAIT_S = 60.0
+_ADVISORY_LOCK = int.from_bytes(b"watchnxt")
 _BUSY_TIMEOUT_S = 10.0
 _TAG_CHARACTERS = 4000
 
@@ -853,23 +854,51 @@ class Registry:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the registry lock of this project.
+        """Hold the lock of this registry, which whoever changes roles or counts challengers holds.
+
+        A registry in PostgreSQL is locked there, so that the lock holds between machines; one in an SQLite file by a
+        file beside it. A tracking server has no lock of its own: then it holds between the processes of this project.
+        The lock of a process that dies is free again.
 
         Raises:
             InputError: another process holds it for longer than a minute.
         """
-        path = self.root / LOCK
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(path, timeout=_LOCK_WAIT_S, is_singleton=True)
-            with lock:
-                yield
-        except Timeout:
+            if self.registry_uri.startswith("postgresql"):
+                with self._locked_in_postgresql():
+                    yield
+            else:
+                path = self._lock_file()
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(path, timeout=_LOCK_WAIT_S, is_singleton=True):
+                    yield
+        except Timeout as error:
             raise InputError(
                 "another process is changing the registry",
-                where=str(path),
+                where=error.lock_file,
                 remedy="wait for it, or end it, then run again",
             ) from None
+
+    def _lock_file(self) -> Path:
+        if self.registry_uri.startswith("sqlite:///"):
+            return Path(self.registry_uri.removeprefix("sqlite:///")).resolve().parent / LOCK.name
+        return self.root / LOCK
+
+    @contextlib.contextmanager
+    def _locked_in_postgresql(self) -> Iterator[None]:
+        import sqlalchemy
+
+        engine = sqlalchemy.create_engine(self.registry_uri, poolclass=sqlalchemy.NullPool)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            wait_ms = max(1, round(1000 * _LOCK_WAIT_S))
+            connection.execute(sqlalchemy.text(f"SET lock_timeout = {wait_ms}"))
+            try:
+                connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({_ADVISORY_LOCK})"))
+            except sqlalchemy.exc.OperationalError as error:
+                if "lock timeout" not in str(error):
+                    raise
+                raise Timeout(f"advisory lock {_ADVISORY_LOCK} of {engine.url!r}") from None
+            yield  # closing the session lets go of it, however this ends
 
     @contextlib.contextmanager
     def _plainly(self) -> Iterator[None]:

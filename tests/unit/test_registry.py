@@ -361,31 +361,6 @@ def test_a_locked_database_is_named(project: Project, monkeypatch: pytest.Monkey
         registry.record(registry.version("watchnext", 1), {"verdict": "challenger"})
 
 
-def test_another_process_that_changes_the_registry_is_waited_for_and_named(
-    project: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    version = project.register(registry, 1)
-    monkeypatch.setattr("watchnext.registry._LOCK_WAIT_S", 0.1)
-    holder = textwrap.dedent(
-        f"""
-        import sys
-        from filelock import FileLock
-        with FileLock({str(project.root / "mlruns" / "registry.lock")!r}):
-            print("held", flush=True)
-            sys.stdin.read()
-        """
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match="another process is changing the registry"):
-            registry.crown(version, over=None, reason="", evidence="", run_id="")
-        process.kill()
-    assert roles(registry) == {}
-
-
 def test_versions_of_a_moved_project_open_after_the_mend(project: Project, registry: Registry) -> None:
     version = project.register(registry, 1)
     project.crown(registry, 1)
