@@ -307,6 +307,10 @@ def serve(
         float, typer.Option(help="Seconds between two looks at the registry.", min=0.05, max=3600.0)
     ] = 2.0,
     threads: Annotated[int, typer.Option(help="Requests that are answered at once.", min=1, max=64)] = 2,
+    shadow_share: Annotated[
+        float,
+        typer.Option(help="Share of the requests that the challenger gets a copy of.", min=0.0, max=1.0),
+    ] = 1.0,
 ) -> None:
     """Answer requests by the champion, and follow the registry from one to the next, until Ctrl-C or SIGTERM.
 
@@ -314,6 +318,7 @@ def serve(
     """
     from watchnext.registry import Registry
     from watchnext.serving.app import Limits
+    from watchnext.serving.mirror import MirrorSettings
     from watchnext.serving.server import API_KEY_VARIABLE
     from watchnext.serving.server import serve as run
 
@@ -326,6 +331,7 @@ def serve(
         api_key=os.environ.get(API_KEY_VARIABLE) or None,
         poll_s=poll_s,
         limits=Limits(threads=threads),
+        mirror=MirrorSettings(share=shadow_share),
     )
 
 

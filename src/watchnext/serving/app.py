@@ -27,6 +27,7 @@ from watchnext.serving import messages
 from watchnext.serving.deployment import Deployment
 from watchnext.serving.events import Event, EventTable
 from watchnext.serving.metrics import Metrics
+from watchnext.serving.mirror import Mirror
 from watchnext.serving.service import Answer, NoChampionError, Served, Service, check_video_id
 from watchnext.serving.user_store import StoreUnavailableError
 
@@ -54,18 +55,24 @@ class Limits:
 
 
 def make_app(
-    service: Service, deployment: Deployment, *, api_key: str | None = None, limits: Limits | None = None
+    service: Service,
+    deployment: Deployment,
+    mirror: Mirror,
+    *,
+    api_key: str | None = None,
+    limits: Limits | None = None,
 ) -> FastAPI:
     """The application.
 
     Args:
         service: answers.
         deployment: what it follows, for `/readyz` and `/v1/models`.
+        mirror: gets a copy of every slate that is shown.
         api_key: what clients of `/v1/*` and `/metrics` have to show; None: everybody may ask.
         limits: what is taken on at once.
     """
     limits = limits or Limits()
-    metrics = Metrics(service, deployment)
+    metrics = Metrics(service, deployment, mirror)
     desk = _Desk(limits)
 
     @contextlib.asynccontextmanager
@@ -114,6 +121,10 @@ def make_app(
             )
 
         answered = await desk.run(answer)
+        if body.record:
+            took_ms = sum(answered.step_ms.values())
+            context = body.context.model_dump(exclude_none=True)
+            mirror.offer(answered, took_ms, body.how_many, body.exclude, context)
         metrics.answered(answered)
         request.state.told = {
             "slate": answered.request_id,
@@ -152,6 +163,7 @@ def make_app(
             ],
             registry_reachable=deployment.reachable,
             swaps=deployment.swaps,
+            shadow=messages.Shadow(**mirror.told()),
         )
 
     @app.get("/healthz", include_in_schema=True)

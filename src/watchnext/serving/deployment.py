@@ -95,11 +95,15 @@ class Deployment:
         if self.reachable is False:
             log.info("the registry can be reached again")
         self.reachable = True
-        if wanted is None or _same(wanted, self.served):
+        if wanted is None or same_version(wanted, self.served):
             self.refusals.clear()
             return False
         refused = self.refusals.get(wanted.number)
-        if refused is not None and _same(wanted, refused.version) and time.time() < refused.at + RETRY_S:
+        if (
+            refused is not None
+            and same_version(wanted, refused.version)
+            and time.time() < refused.at + RETRY_S
+        ):
             return False
         log.info("loading", extra={"version": wanted.number, "role": self.role})
         began = time.perf_counter()
@@ -168,6 +172,6 @@ def warmed_up(recommender: Recommender) -> Recommender:
     return recommender
 
 
-def _same(one: Version, other: Version | None) -> bool:
+def same_version(one: Version, other: Version | None) -> bool:
     """Numbers can be given again after a registry was deleted; a bundle's digest cannot."""
     return other is not None and (one.number, one.bundle_digest) == (other.number, other.bundle_digest)

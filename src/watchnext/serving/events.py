@@ -8,6 +8,7 @@ told by the client, the other loaded from the pipeline) count once, and the one 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Literal
 
 from watchnext import schema
@@ -65,7 +66,7 @@ def id_of(table: EventTable, row: Mapping[str, Any]) -> str:
 
 
 def rows_of(events: Iterable[Event]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of one user's events by table, each key once, clicks in their impressions.
+    """The rows of one user's events by table in their own order, each key once, clicks in their impressions.
 
     An impression that a watch names as its page is clicked, and has the watch time of that watch (of several: their sum).
     """
@@ -88,7 +89,8 @@ def rows_of(events: Iterable[Event]) -> dict[str, list[dict[str, Any]]]:
         if shown is not None and not shown["clicked"]:
             shown.update(clicked=True, watch_time_s=watch_time_s)
     return {
-        table: [{"user_id": user_id, **row} for row in rows.values()]
+        # In their own order, in which a history takes them without moving what it has.
+        table: [{"user_id": user_id, **row} for row in sorted(rows.values(), key=itemgetter(_ORDER[table]))]
         for table, rows in chosen.items()
         if rows
     }
@@ -104,6 +106,9 @@ def history_of(events: Iterable[Event], facts_of: Callable[[Id], VideoFacts]) ->
 
 _KEYS: dict[EventTable, tuple[str, ...]] = {
     table: tuple(name for name in schema.TABLES[table].key if name != "user_id") for table in EVENT_TABLES
+}
+_ORDER: dict[EventTable, str] = {
+    table: schema.TABLES[table].instant or schema.TABLES[table].key[-1] for table in EVENT_TABLES
 }
 _REST: dict[EventTable, tuple[str, ...]] = {
     table: tuple(name for name in schema.TABLES[table].column_names if name not in ("user_id", *_KEYS[table]))

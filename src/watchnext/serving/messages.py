@@ -167,6 +167,20 @@ class Refused(BaseModel):
     at: datetime.datetime
 
 
+class Shadow(BaseModel):
+    """The challenger, and what became of the copies of requests since this server started."""
+
+    version: int | None = Field(description="the challenger that answers, or is about to")
+    offered: int
+    dropped: int = Field(description="found the queue full")
+    answered: int
+    failed: int = Field(description="the challenger could not answer")
+    written: int = Field(description="rows in the shadow log")
+    lost: int = Field(description="rows that could not be written")
+    nonsense: int = Field(description="lines from the challenger's process that say nothing")
+    starts: int = Field(description="processes that were started")
+
+
 class ModelsResponse(BaseModel):
     """What is served, and what the registry last said."""
 
@@ -174,6 +188,7 @@ class ModelsResponse(BaseModel):
     refused: list[Refused]
     registry_reachable: bool | None = Field(description="null before it was first asked")
     swaps: int
+    shadow: Shadow
 
 
 class Problem(BaseModel):

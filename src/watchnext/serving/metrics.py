@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from watchnext.serving.deployment import Deployment
+from watchnext.serving.mirror import Mirror
 from watchnext.serving.service import Answer, Service
 
 _LATENCY_BUCKETS_S = (0.001, 0.002, 0.004, 0.006, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -14,9 +15,10 @@ class Metrics:
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, service: Service, deployment: Deployment) -> None:
+    def __init__(self, service: Service, deployment: Deployment, mirror: Mirror) -> None:
         self._service = service
         self._deployment = deployment
+        self._mirror = mirror
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "watchnext_requests",
@@ -70,6 +72,17 @@ class Metrics:
             "whether the registry answered when asked last",
             registry=self._registry,
         )
+        self._shadow = Gauge(
+            "watchnext_shadow",
+            "copies of requests for the challenger, by what became of them since the server started",
+            ("outcome",),
+            registry=self._registry,
+        )
+        self._challenger = Gauge(
+            "watchnext_challenger_version",
+            "number of the version that gets copies of requests; 0: none",
+            registry=self._registry,
+        )
 
     def request(self, path: str, method: str, status: int, took_s: float) -> None:
         """Count a request. `path` is a route, so that clients cannot make up labels."""
@@ -97,4 +110,8 @@ class Metrics:
         self._swaps.set(self._deployment.swaps)
         self._refused.set(len(self._deployment.refusals))
         self._reachable.set(bool(self._deployment.reachable))
+        told = self._mirror.told()
+        self._challenger.set(told.pop("version") or 0)
+        for outcome, count in told.items():
+            self._shadow.labels(outcome).set(count)
         return generate_latest(self._registry)

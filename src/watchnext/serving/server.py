@@ -1,14 +1,11 @@
 """`watchnext serve`: from settings to a process that listens, says so, and drains when it is told to end."""
 
 import ipaddress
-import json
 import logging
 import signal
 import socket
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
@@ -16,6 +13,8 @@ from watchnext.errors import InputError
 from watchnext.registry import Registry
 from watchnext.serving.app import Limits, make_app
 from watchnext.serving.deployment import POLL_S, Deployment
+from watchnext.serving.json_lines import log_as_json
+from watchnext.serving.mirror import Command, Mirror, MirrorSettings
 from watchnext.serving.service import Served, Service
 from watchnext.serving.user_store import SqliteUserStore
 
@@ -34,6 +33,7 @@ def serve(
     api_key: str | None = None,
     poll_s: float = POLL_S,
     limits: Limits | None = None,
+    mirror: MirrorSettings | None = None,
 ) -> None:
     """Answer requests until SIGTERM or SIGINT; requests that were taken are then answered still.
 
@@ -46,6 +46,7 @@ def serve(
         api_key: what clients have to show; None: everybody who reaches the address may ask.
         poll_s: seconds between two looks at the registry.
         limits: what is taken on at once.
+        mirror: how much of the traffic the challenger gets. Its log is the folder `shadow` beside the user state.
 
     Raises:
         InputError: the address is not loopback and there is no API key, is taken, or the user state cannot be opened.
@@ -62,7 +63,7 @@ def serve(
             where=API_KEY_VARIABLE,
             remedy='16 ASCII characters at least: python -c "import secrets; print(secrets.token_urlsafe())"',
         )
-    _log_as_json()
+    log_as_json(sys.stdout)
     listening = _listen(host, port)
     users = SqliteUserStore(store)
     service = Service(users)
@@ -70,8 +71,11 @@ def serve(
     def swap(served: Served) -> None:
         service.champion = served
 
-    deployment = Deployment(Registry.open(root), name, swap)
-    app = make_app(service, deployment, api_key=api_key, limits=limits)
+    registry = Registry.open(root)
+    deployment = Deployment(registry, name, swap)
+    command = Command(root, name, store, store.parent / "shadow")
+    shadow = Mirror(registry, name, command, mirror or MirrorSettings())
+    app = make_app(service, deployment, shadow, api_key=api_key, limits=limits)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=_DRAIN_S, server_header=False
     )
@@ -82,9 +86,11 @@ def serve(
         # uvicorn drains, and raises the signal again afterwards: that must not end what is still to be closed here.
         signal.signal(ending, lambda *_: None)
     deployment.start(poll_s)
+    shadow.start(poll_s)
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
+        shadow.stop()
         deployment.stop()
         users.close()
         _LOGGED.info("ended")
@@ -121,31 +127,3 @@ def _listen(host: str, port: int) -> socket.socket:
             remedy="choose another port (0: any that is free)",
         ) from error
     return listening
-
-
-class _JsonLines(logging.Formatter):
-    """One JSON object per line: instant, level, message, and what else was said."""
-
-    _ALWAYS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **{name: value for name, value in vars(record).items() if name not in self._ALWAYS},
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def _log_as_json() -> None:
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_JsonLines())
-    for name in ("watchnext", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.propagate = False
-        logger.setLevel(logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -111,6 +111,7 @@ class Service:
         exclude: Collection[Id] = (),
         context: Mapping[str, Any] | None = None,
         record: bool = False,
+        at: int | None = None,
     ) -> Answer:
         """Answer one request by the champion.
 
@@ -120,6 +121,7 @@ class Service:
             exclude: further videos not to show.
             context: facts of the request, by the names of `RequestContext`; they come before what is known of the user.
             record: whether the slate is shown, and so becomes impressions.
+            at: instant that is answered as of, microseconds since 1970 UTC; by default now.
 
         Raises:
             NoChampionError: nothing is served yet.
@@ -129,7 +131,7 @@ class Service:
         if served is None:
             raise NoChampionError
         watch = _StopWatch()
-        at = self.now()
+        at = self.now() if at is None else at
         degraded = ""
         try:
             history, facts = self.history(user_id, served), self.store.facts(user_id)
