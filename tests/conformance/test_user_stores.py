@@ -66,7 +66,7 @@ def search(user_id: str, query: str, at: int) -> Event:
 
 
 def facts_of(video_id: int | str) -> VideoFacts:
-    return VideoFacts(video_id, channel_id=f"channel {int(video_id) % 3}")
+    return VideoFacts(video_id, f"channel {int(video_id) % 3}", [f"topic {int(video_id) % 4}", "all"])
 
 
 def answers(history: UserHistory, before: int) -> tuple[object, ...]:
@@ -85,6 +85,8 @@ def answers(history: UserHistory, before: int) -> tuple[object, ...]:
         [history.impressions_of(video, before) for video in range(30)],
         sorted(history.shown_videos(before)),
         history.last_search_tokens(50, before),
+        history.last_search_query(before),
+        [history.topic_watches([f"topic {one}"], before) for one in range(4)],
     )
 
 

@@ -313,7 +313,8 @@ def evaluate_ranking(
     Raises:
         InputError: there are no examples, or a score is not a number.
     """
-    inputs = [spec.name for spec in encoder.ranking_features]
+    # What is known in training alone is not read: a model is judged by what it would say when serving.
+    inputs = [spec.name for spec in encoder.ranking_features if not spec.training_only]
     names = list(dict.fromkeys([*JUDGED, *SLICED, *inputs, *(OPENING + name for name in inputs)]))
     day = pa.concat_tables(tables_of(examples, names))
     if nominate is not None and not set(inputs) <= set(day.column_names):

@@ -54,6 +54,8 @@ class FeatureSpec:
             of the value in the vocabulary, the most frequent value 0 and the rarest 1.
         length: width of a multivalent input's padded rows; None for the others.
         side: `query` (one value per request) or `impression` (one per video of the request).
+        training_only: known of what was shown, and of nothing that has yet to be ranked. Where its column is
+            absent the encoder gives what stands for an unknown value, so that it tells the same of every video.
     """
 
     name: str
@@ -61,6 +63,7 @@ class FeatureSpec:
     space: str | None = None
     length: int | None = None
     side: Literal["query", "impression"] = "query"
+    training_only: bool = False
 
 
 def write_manifest(
@@ -291,8 +294,8 @@ class Encoder:
                 row for all impressions.
 
         Returns:
-            One array per ranking feature, of as many rows as its column, and `clicked`, `watch_time_s` float32 [N]
-            where they are given.
+            One array per ranking feature, of as many rows as its column (0 or NaN throughout for a `training_only` one
+            whose column is absent), and `clicked`, `watch_time_s` float32 [N] where they are given.
         """
         arrays = self._encode(columns, self.ranking_features, repeat=False)
         for name in ("clicked", "watch_time_s"):
@@ -302,17 +305,18 @@ class Encoder:
 
     def _encode(self, columns: Columns, specs: Sequence[FeatureSpec], *, repeat: bool = True) -> Arrays:
         names = _names(columns)
-        missing = [spec.name for spec in specs if spec.name not in names]
+        missing = [spec.name for spec in specs if spec.name not in names and not spec.training_only]
         if missing:
             raise InputError(
                 "the examples lack inputs that this model was trained with",
                 offenders=missing,
                 remedy="featurize logs that have them, or train on logs that lack them",
             )
-        rows = max((len(columns[spec.name]) for spec in specs), default=0)
+        rows = max((len(columns[spec.name]) for spec in specs if spec.name in names), default=0)
         arrays: Arrays = {}
         for spec in specs:
-            array = self._encode_one(columns[spec.name], spec)
+            column = columns[spec.name] if spec.name in names else pa.nulls(rows)
+            array = self._encode_one(column, spec)
             if repeat and len(array) == 1 and rows > 1:
                 array = np.repeat(array, rows, axis=0)
             arrays[spec.name] = array

@@ -123,9 +123,14 @@ Stream = Literal[
     "watches_of_clicks",
     "watches",
     "completed_watches",
+    "watches_of_topics",
     "shown_unwatched",
     "search_tokens",
+    "searches",
 ]
+
+TOPIC = "topic"
+"""Key of quantities over a video's topics, of which it may have several or none, see `AsOf`."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,9 @@ class AsOf:
         kind: `count` of events; `sum` of an integer measure; `last_at`: instant of the last one in microseconds;
             `last`: value of the last one (of a stream with one event per key and instant);
             `recent`: list of the last `length` values, oldest first (by user alone).
-        by: columns that an event must share with the example, `user_id` among them.
+        by: columns that an event must share with the example, `user_id` among them. With TOPIC the quantity is
+            taken for every topic of the example's video, and the greatest is kept: of `count` that of the topic
+            with most events, of `last_at` the last event of any.
         measure: for `sum`, the integer column; for `last` and `recent`, the value column.
         length: for `recent`, at most so many.
     """
@@ -164,7 +171,9 @@ class Streams:
             the event is known: of `impressions`, those of them that were clicked (`clicks`) or not (`unclicked`;
             with the rows of `history` that were not completed, `shown_unwatched`) and `contexts` (device and
             login, one per user and instant) when it was shown, of `watches_of_clicks` (clicked impressions),
-            `watches` and `completed_watches` the end of the watch.
+            `watches` and `completed_watches` the end of the watch. `watches_of_topics` has a row for each topic
+            of the watched video, `searches` those with a word in them, one per user and instant. Beside the
+            streams, `topics_of_videos`: video_id, topic, each pair once.
         order: stream -> columns that order a user's events, all but those that are equal.
     """
 
@@ -259,6 +268,11 @@ def make_streams(engine: Engine, logs: Logs) -> Streams:
     streams["watches"] = watches.left_join(channel, "video_id").select(
         "user_id", "video_id", "channel_id", "at"
     )
+    topics = tables["videos"].select("video_id", topic=tables["videos"].topics).unnest(TOPIC)
+    streams["topics_of_videos"] = topics.filter(topics[TOPIC].notnull()).distinct()
+    streams["watches_of_topics"] = watches.inner_join(streams["topics_of_videos"], "video_id").select(
+        "user_id", "video_id", TOPIC, "at"
+    )
     completed = watches.filter(watches.completed).select("user_id", "video_id", "at")
     if "history" in tables:
         history = tables["history"]
@@ -271,6 +285,7 @@ def make_streams(engine: Engine, logs: Logs) -> Streams:
     streams["shown_unwatched"] = unwatched
     if "searches" in tables:
         streams["search_tokens"] = engine.materialize(search_tokens(engine, tables["searches"]))
+        streams["searches"] = search_queries(engine, tables["searches"])
     return Streams(streams)
 
 
@@ -288,6 +303,20 @@ def _end_of_watch(began_at: ir.IntegerValue, watch_time_s: ir.NumericColumn) -> 
 _SEPARATORS = r"[ \t\n\r\f!-/:-@\[-`{-~]+"
 
 
+def _words(query: ir.StringValue) -> ir.StringValue:
+    """The words of a query, lowered, with one space between two: `normalize_query` of a column."""
+    return query.lower().re_replace(_SEPARATORS, " ").strip()
+
+
+def search_queries(engine: Engine, searches: ir.Table) -> ir.Table:
+    """Every search that has a word in it: user_id, at, query, see `normalize_query`. Of one instant, the greatest."""
+    queries = searches.select(
+        "user_id", at=engine.microseconds(searches.searched_at), query=_words(searches["query"])
+    )
+    queries = queries.filter(queries["query"] != "")
+    return queries.group_by(["user_id", "at"]).aggregate(query=queries["query"].max())
+
+
 def search_tokens(engine: Engine, searches: ir.Table) -> ir.Table:
     """Unigrams and bigrams of every query (paper, section 3.3): user_id, at, tie, token.
 
@@ -298,7 +327,7 @@ def search_tokens(engine: Engine, searches: ir.Table) -> ir.Table:
         "user_id",
         "query",
         at=engine.microseconds(searches.searched_at),
-        word=searches["query"].lower().re_replace(_SEPARATORS, " ").strip().split(" "),
+        word=_words(searches["query"]).split(" "),
     )
     words = words.unnest("word", offset="place").filter(lambda row: row.word != "")
     following = words.word.lead().over(ibis.window(group_by=("user_id", "at", "query"), order_by="place"))
@@ -315,13 +344,26 @@ def tokenize(query: str) -> list[str]:
     >>> tokenize("Piano lesson, one")
     ['piano', 'piano lesson', 'lesson', 'lesson one', 'one']
     """
-    words = [word for word in query.lower().translate(_TO_SPACES).split(" ") if word]
+    words = _split(query)
     tokens = []
     for place, word in enumerate(words):
         tokens.append(word)
         if place + 1 < len(words):
             tokens.append(f"{word} {words[place + 1]}")
     return tokens
+
+
+def normalize_query(query: str) -> str:
+    """The words of a query, lowered, with one space between two; empty if it has none.
+
+    >>> normalize_query(" Piano-lesson, one")
+    'piano lesson one'
+    """
+    return " ".join(_split(query))
+
+
+def _split(query: str) -> list[str]:
+    return [word for word in query.lower().translate(_TO_SPACES).split(" ") if word]
 
 
 _TO_SPACES = {ord(sign): " " for sign in "\t\n\r\f!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"}
@@ -332,8 +374,8 @@ def as_of(engine: Engine, points: ir.Table, streams: Streams, quantities: Iterab
 
     Args:
         engine: the engine that holds the tables.
-        points: one row per example, with `at` (int64 microseconds) and every `by` column of the quantities. A
-            null in a `by` column matches no event.
+        points: one row per example, with `at` (int64 microseconds) and every `by` column of the quantities
+            (`video_id` for TOPIC). A null in a `by` column matches no event.
         streams: the events.
         quantities: what to take; repeats are taken once.
 
@@ -348,8 +390,11 @@ def as_of(engine: Engine, points: ir.Table, streams: Streams, quantities: Iterab
         by_key.setdefault(one.by, []).append(one)
     points = engine.materialize(points)
     for by, group in by_key.items():
-        state = _running(points, streams, by, group)
-        points = points.left_join(state, [*by, "at"]).select(points, *(state[one.column] for one in group))
+        if TOPIC in by:
+            state, keys = _over_topics(points, streams, by, group), [*_VIDEO_OF_USER, "at"]
+        else:
+            state, keys = _running(points, streams, by, group), [*by, "at"]
+        points = points.left_join(state, keys).select(points, *(state[one.column] for one in group))
         # A projection of its own: Ibis cannot join further on a column computed within a join.
         points = points.mutate(
             **{one.column: points[one.column].fill_null(0) for one in group if one.kind != "last_at"}
@@ -365,6 +410,19 @@ def _counted(one: AsOf) -> AsOf:
     if one.kind == "recent":
         return AsOf(one.stream, "count", one.by)
     return AsOf(one.stream, "last_at", one.by) if one.kind == "last" else one
+
+
+_VIDEO_OF_USER = ("user_id", "video_id")
+
+
+def _over_topics(points: ir.Table, streams: Streams, by: tuple[str, ...], group: Sequence[AsOf]) -> ir.Table:
+    """The greatest over the topics of a video: user_id, video_id, at, one column each; a row where there is a topic."""
+    keys = [*_VIDEO_OF_USER, "at"]
+    pairs = points.select(keys).distinct().inner_join(streams.tables["topics_of_videos"], "video_id")
+    pairs = pairs.select(*keys, TOPIC)
+    state = _running(pairs, streams, by, group)
+    found = pairs.inner_join(state, [*by, "at"]).select(*keys, *(state[one.column] for one in group))
+    return found.group_by(keys).aggregate(**{one.column: found[one.column].max() for one in group})
 
 
 def _running(points: ir.Table, streams: Streams, by: tuple[str, ...], group: Sequence[AsOf]) -> ir.Table:
@@ -517,9 +575,11 @@ class UserHistory:
         self._begun: list[tuple[int, Id]] = []
         self._watches: list[tuple[int, Id]] = []
         self._watches_of_channel: dict[Id, list[int]] = {}
+        self._watches_of_topic: dict[str, list[int]] = {}
         self._earlier: set[Id] = set()
         self._completed: list[tuple[int, Id]] = []
         self._tokens: list[tuple[int, int, str]] = []
+        self._queries: list[tuple[int, str]] = []
 
     def add_earlier_watch(self, video_id: Id, position: int, completed: bool = True) -> None:
         """A row of the table `history`: order known, instant not. Shown, and not watched, if not `completed`."""
@@ -534,16 +594,19 @@ class UserHistory:
         watch_time_s: float | None = None,
         completed: bool = False,
         channel_id: Id | None = None,
+        topics: Iterable[str] | None = None,
     ) -> None:
         """A watch that began at `watched_at` and ended `watch_time_s` later, at once if that is not known.
 
-        `channel_id` is the channel of the video, if it has one.
+        `channel_id` and `topics` are those of the video, if it has any.
         """
         bisect.insort(self._begun, (to_microseconds(watched_at), video_id))
         at = end_of_watch(watched_at, watch_time_s)
         bisect.insort(self._watches, (at, video_id))
         if channel_id is not None:
             bisect.insort(self._watches_of_channel.setdefault(channel_id, []), at)
+        for topic in set(topics or ()):
+            bisect.insort(self._watches_of_topic.setdefault(topic, []), at)
         if completed:
             bisect.insort(self._completed, (at, video_id))
 
@@ -588,6 +651,8 @@ class UserHistory:
         at = to_microseconds(searched_at)
         for tie, token in enumerate(tokenize(query)):
             bisect.insort(self._tokens, (at, tie, token))
+        if normalized := normalize_query(query):
+            bisect.insort(self._queries, (at, normalized))
 
     def completed_watches(self, before: Instant) -> int:
         """Number of completed watches, those before the logs included."""
@@ -633,6 +698,18 @@ class UserHistory:
         number = bisect.bisect_left(instants, to_microseconds(before))
         return number, instants[number - 1] if number else None
 
+    def topic_watches(self, topics: Iterable[str] | None, before: Instant) -> tuple[int, int | None]:
+        """Watches that have ended of the topic that has most of them, and the end in microseconds of the last of any."""
+        most, last_at = 0, None
+        at = to_microseconds(before)
+        for topic in topics or ():
+            instants = self._watches_of_topic.get(topic)
+            number = bisect.bisect_left(instants, at) if instants else 0
+            if instants and number:
+                most = max(most, number)
+                last_at = instants[number - 1] if last_at is None else max(last_at, instants[number - 1])
+        return most, last_at
+
     def impressions(self, before: Instant) -> tuple[int, int]:
         """Number of impressions, and of clicks among them: a click is known to the next request."""
         number, (clicks,), _ = self._impressions.before(to_microseconds(before))
@@ -670,15 +747,23 @@ class UserHistory:
         end = bisect.bisect_left(self._tokens, (to_microseconds(before),))
         return [token for _, _, token in self._tokens[max(0, end - length) : end]]
 
+    def last_search_query(self, before: Instant) -> str | None:
+        """The last query that has a word in it, see `normalize_query`; None without one."""
+        end = bisect.bisect_left(self._queries, (to_microseconds(before),))
+        return self._queries[end - 1][1] if end else None
+
 
 def from_tables(
-    rows: Mapping[str, Iterable[Mapping[str, Any]]], channels: Mapping[Id, Id | None]
+    rows: Mapping[str, Iterable[Mapping[str, Any]]],
+    channels: Mapping[Id, Id | None],
+    topics: Mapping[Id, Sequence[str] | None],
 ) -> dict[Id, UserHistory]:
     """Histories of every user in rows of `history`, `watches`, `impressions`, `searches` (those that there are).
 
     Args:
         rows: table -> rows as mappings with the columns of the schema.
         channels: video id -> channel id.
+        topics: video id -> its topics.
     """
     users: dict[Id, UserHistory] = {}
 
@@ -690,7 +775,12 @@ def from_tables(
     for row in rows.get("watches", ()):
         video = row["video_id"]
         of(row).add_watch(
-            video, row["watched_at"], row["watch_time_s"], row["completed"], channels.get(video)
+            video,
+            row["watched_at"],
+            row["watch_time_s"],
+            row["completed"],
+            channels.get(video),
+            topics.get(video),
         )
     for row in rows.get("impressions", ()):
         video = row["video_id"]

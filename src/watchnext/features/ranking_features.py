@@ -17,10 +17,12 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
+from watchnext import schema
 from watchnext.data.split import SplitDays, days_between
 from watchnext.engine import Engine
 from watchnext.features.batches import OPENING, PAGED_SHARE, FeatureSpec, Kind
 from watchnext.features.history import (
+    TOPIC,
     AsOf,
     Id,
     Instant,
@@ -49,6 +51,7 @@ class RequestContext:
 
     Attributes:
         user_columns: of the columns of `users` beyond the schema, by name.
+        seeds: video -> the video that it was nominated for, of the videos that have one.
     """
 
     user_id: Id
@@ -60,6 +63,7 @@ class RequestContext:
     age_years: float | None = None
     gender: str | None = None
     user_columns: Mapping[str, str | None] = field(default_factory=dict)
+    seeds: Mapping[Id, Id] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class VideoFacts:
 
 @dataclass(frozen=True)
 class VideoDay:
-    """A row of `video_statistics`: a video over the complete days before a day."""
+    """A row of `video_statistics`: a video, or all of a channel, over the complete days before a day."""
 
     impressions: int = 0
     clicks: int = 0
@@ -91,29 +95,44 @@ class VideoStatistics:
     Attributes:
         covered_days: how many complete days of logs they cover, at most STATISTICS_DAYS.
         rows: video id -> its row; a video without one had no event.
+        channels: channel id -> the sum over its videos.
     """
 
     covered_days: int = 0
     rows: Mapping[Id, VideoDay] = field(default_factory=dict)
+    channels: Mapping[Id, VideoDay] = field(default_factory=dict)
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "VideoStatistics":
         """The rows of one day of the table `video_statistics`."""
         covered = table["covered_days"].to_pylist()
-        names = ("impressions", "clicks", "watch_time_ms", "completed_watches")
-        columns = (table[name].to_pylist() for name in names)
-        rows = {
-            video_id: VideoDay(*values)
-            for video_id, *values in zip(table["video_id"].to_pylist(), *columns, strict=True)
-        }
-        return cls(max(covered, default=0), rows)
+        rows = _days_by(table, "video_id", COUNTS)
+        channels: Mapping[Id, VideoDay] = {}
+        # Tables that were stored before there were inputs of channels do not have the column.
+        if "channel_id" in table.column_names:
+            known = table.filter(table["channel_id"].is_valid())
+            sums = known.group_by("channel_id").aggregate([(name, "sum") for name in COUNTS])
+            channels = _days_by(sums, "channel_id", [f"{name}_sum" for name in COUNTS])
+        return cls(max(covered, default=0), rows, channels)
 
     def of(self, video_id: Id) -> VideoDay:
         """The row of a video; zeros if it had no event."""
         return self.rows.get(video_id, _NO_EVENTS)
 
+    def of_channel(self, channel_id: Id | None) -> VideoDay:
+        """The sum over the videos of a channel; zeros if they had no event, or there is no channel."""
+        return _NO_EVENTS if channel_id is None else self.channels.get(channel_id, _NO_EVENTS)
+
+
+COUNTS = ("impressions", "clicks", "watch_time_ms", "completed_watches")
+"""Columns of `video_statistics` that are counted, in the order of VideoDay."""
 
 _NO_EVENTS = VideoDay()
+
+
+def _days_by(table: pa.Table, key: str, counts: Sequence[str]) -> dict[Id, VideoDay]:
+    columns = (table[name].to_pylist() for name in counts)
+    return {one: VideoDay(*values) for one, *values in zip(table[key].to_pylist(), *columns, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -136,13 +155,18 @@ class Feature:
         side: `query` if it has one value per request, `impression` if each video has its own.
         meaning: one line for the docs, with the unit.
         expression: table of examples -> column. The table has the columns of `impressions`, `videos` and
-            `users`, `at` and `uploaded` (int64 microseconds), the statistics of the request's day (`covered_days`
-            and the names of VideoDay) and, named `AsOf.column`, the quantities in `reads`. Missing is null.
+            `users` that features need (those of `users` beyond the schema with USER_COLUMN before their names), `at`
+            and `uploaded` (int64 microseconds), the statistics of the request's day (`covered_days`, the names of
+            VideoDay, and these with `channel_` before them) and, named `AsOf.column`, the quantities in `reads`.
+            Missing is null.
         evaluate: the same for one video of one request; missing is None.
         space: id space of a categorical or multivalent feature.
         length: how many values of a multivalent feature the model gets, the last ones.
         reads: quantities over the user's past.
         needs: columns of the logs, as table.column, without which the feature does not exist.
+        training_only: see FeatureSpec; `evaluate` is then never asked.
+        tells_of_past: whether it tells of what the user did before, although it reads nothing of the past itself.
+            Where a user's day stands for a page it is missing: at the beginning of the day it was not known.
     """
 
     name: str
@@ -155,10 +179,12 @@ class Feature:
     length: int | None = None
     reads: tuple[AsOf, ...] = ()
     needs: tuple[str, ...] = ()
+    training_only: bool = False
+    tells_of_past: bool = False
 
     @property
     def spec(self) -> FeatureSpec:
-        return FeatureSpec(self.name, self.kind, self.space, self.length, self.side)
+        return FeatureSpec(self.name, self.kind, self.space, self.length, self.side, self.training_only)
 
 
 def _ratio_sql(numerator: ir.Value, denominator: ir.Value) -> ir.Value:
@@ -192,6 +218,9 @@ _LAST_UNCLICKED_OF_VIDEO = AsOf("unclicked", "last_at", ("user_id", "video_id"))
 _SEARCH_TOKENS = AsOf("search_tokens", "recent", measure="token", length=SEARCH_TOKENS_LENGTH)
 _WATCHES_OF_CHANNEL = AsOf("watches", "count", ("user_id", "channel_id"))
 _LAST_WATCH_OF_CHANNEL = AsOf("watches", "last_at", ("user_id", "channel_id"))
+_WATCHES_OF_TOPIC = AsOf("watches_of_topics", "count", ("user_id", TOPIC))
+_LAST_WATCH_OF_TOPIC = AsOf("watches_of_topics", "last_at", ("user_id", TOPIC))
+_LAST_QUERY = AsOf("searches", "last", measure="query")
 
 FEATURES: tuple[Feature, ...] = (
     # ---- categorical
@@ -273,6 +302,39 @@ FEATURES: tuple[Feature, ...] = (
         expression=lambda row: row[_LAST_WATCH.column][0],
         evaluate=lambda moment, video: next(iter(moment.user.last_watches(1, moment.at)), None),
         reads=(_LAST_WATCH,),
+    ),
+    Feature(
+        name="seed_video_id",
+        kind="categorical",
+        side="impression",
+        space="video",
+        meaning="the video for which the video was nominated, where its source has one",
+        expression=lambda row: row.seed_video_id,
+        evaluate=lambda moment, video: moment.request.seeds.get(video.video_id),
+        needs=("impressions.seed_video_id",),
+        tells_of_past=True,
+    ),
+    Feature(
+        name="last_search_query",
+        kind="categorical",
+        side="query",
+        space="search_query",
+        meaning="the user's last search, lowered, its words with one space between two",
+        expression=lambda row: row[_LAST_QUERY.column],
+        evaluate=lambda moment, video: moment.user.last_search_query(moment.at),
+        reads=(_LAST_QUERY,),
+        needs=("searches.query",),
+    ),
+    Feature(
+        name="position",
+        kind="categorical",
+        side="impression",
+        space="position",
+        meaning="place on the page, from 0",
+        expression=lambda row: row.position,
+        evaluate=lambda moment, video: None,
+        needs=("impressions.position",),
+        training_only=True,
     ),
     # ---- multivalent
     Feature(
@@ -371,7 +433,32 @@ FEATURES: tuple[Feature, ...] = (
             moment.statistics.of(video.video_id).clicks * 1000,
         ),
     ),
-    # ---- continuous: the user and this video, this channel
+    # ---- continuous: the channel
+    Feature(
+        name="channel_click_rate",
+        kind="continuous",
+        side="impression",
+        meaning="clicks per impression of the channel's videos over the 7 complete days before",
+        expression=lambda row: _ratio_sql(row.channel_clicks, row.channel_impressions),
+        evaluate=lambda moment, video: _ratio(
+            moment.statistics.of_channel(video.channel_id).clicks,
+            moment.statistics.of_channel(video.channel_id).impressions,
+        ),
+        needs=("videos.channel_id",),
+    ),
+    Feature(
+        name="channel_mean_watch_time_s",
+        kind="continuous",
+        side="impression",
+        meaning="watch time per click of the channel's videos over the 7 complete days before, s",
+        expression=lambda row: _ratio_sql(row.channel_watch_time_ms, row.channel_clicks * 1000),
+        evaluate=lambda moment, video: _ratio(
+            moment.statistics.of_channel(video.channel_id).watch_time_ms,
+            moment.statistics.of_channel(video.channel_id).clicks * 1000,
+        ),
+        needs=("videos.channel_id",),
+    ),
+    # ---- continuous: the user and this video, this channel, these topics
     Feature(
         name="unclicked_impressions_of_video",
         kind="continuous",
@@ -430,6 +517,33 @@ FEATURES: tuple[Feature, ...] = (
         ),
         reads=(_LAST_WATCH_OF_CHANNEL,),
         needs=("videos.channel_id",),
+    ),
+    Feature(
+        name="watches_of_topic",
+        kind="continuous",
+        side="impression",
+        meaning="how many videos the user has watched of that of the video's topics of which these are most; missing if "
+        "the video has no topic",
+        expression=lambda row: (row.topics.length() > 0).ifelse(
+            row[_WATCHES_OF_TOPIC.column].cast("float64"), ibis.null("float64")
+        ),
+        evaluate=lambda moment, video: (
+            float(moment.user.topic_watches(video.topics, moment.at)[0]) if video.topics else None
+        ),
+        reads=(_WATCHES_OF_TOPIC,),
+        needs=("videos.topics",),
+    ),
+    Feature(
+        name="since_watch_of_topic_s",
+        kind="continuous",
+        side="impression",
+        meaning="time since the end of the user's last watch of a video of any of the topics, s",
+        expression=lambda row: _seconds_sql(row["at"], row[_LAST_WATCH_OF_TOPIC.column]),
+        evaluate=lambda moment, video: _seconds(
+            moment.at, moment.user.topic_watches(video.topics, moment.at)[1]
+        ),
+        reads=(_LAST_WATCH_OF_TOPIC,),
+        needs=("videos.topics",),
     ),
     # ---- continuous: the user
     Feature(
@@ -519,17 +633,40 @@ EXAMPLE_COLUMNS = (
 """Columns of an example besides its features, those that the logs have."""
 
 
+USER_COLUMN = "user_column_"
+"""What begins the name of a feature that is a column of `users` beyond the schema."""
+
+
+def user_feature(column: str) -> Feature:
+    """The feature made of a column that `users` has beyond the schema."""
+    name = USER_COLUMN + column
+    return Feature(
+        name=name,
+        kind="categorical",
+        side="query",
+        space=f"user_{column}",
+        meaning=f"`{column}` of the user",
+        expression=lambda row: row[name],
+        evaluate=lambda moment, video: moment.request.user_columns.get(column),
+        needs=(f"users.{column}",),
+    )
+
+
 def features_named(names: Sequence[str]) -> tuple[Feature, ...]:
     """The declarations of these names, in this order. Raises KeyError for a name that nothing declares."""
     declared = {feature.name: feature for feature in FEATURES}
-    return tuple(declared[name] for name in names)
+    return tuple(
+        user_feature(name.removeprefix(USER_COLUMN)) if name.startswith(USER_COLUMN) else declared[name]
+        for name in names
+    )
 
 
 def possible_features(logs: Logs, vocabulary_sizes: Mapping[str, int]) -> tuple[Feature, ...]:
     """The features that these logs have the columns for, and training the values."""
+    further = (column for column in logs.tables["users"].columns if column not in schema.USERS.column_names)
     return tuple(
         feature
-        for feature in FEATURES
+        for feature in (*FEATURES, *map(user_feature, further))
         if logs.has(feature.needs) and (feature.space is None or vocabulary_sizes.get(feature.space, 0) > 0)
     )
 
@@ -545,15 +682,15 @@ def video_statistics(engine: Engine, tables: Mapping[str, ir.Table], days: Seque
         days: every day from the first to the day after the last, in order; events outside do not count.
 
     Returns:
-        video_id, day, covered_days (int64, days of logs among the STATISTICS_DAYS before), impressions, clicks,
-        watch_time_ms (of clicked impressions), completed_watches: int64. Videos without an event have no row.
+        video_id, channel_id (of the video), day, covered_days (int64, days of logs among the STATISTICS_DAYS
+        before), impressions, clicks, watch_time_ms (of clicked impressions), completed_watches: int64. Videos
+        without an event have no row.
     """
     impressions = tables["impressions"]
     clicks = impressions.clicked.cast("int64")
     watches = tables["watches"]
     zero = ibis.literal(0, "int64")
     one = ibis.literal(1, "int64")
-    counts = ("impressions", "clicks", "watch_time_ms", "completed_watches")
     shown = impressions.select(
         "video_id", "day", impressions=one, clicks=clicks, watch_time_ms=zero, completed_watches=zero
     )
@@ -577,7 +714,7 @@ def video_statistics(engine: Engine, tables: Mapping[str, ir.Table], days: Seque
     )
     events = ibis.union(shown, played, watched)
     daily = events.group_by(["video_id", "day"]).aggregate(
-        **{name: events[name].sum().cast("int64") for name in counts}
+        **{name: events[name].sum().cast("int64") for name in COUNTS}
     )
     daily = engine.materialize(daily)
     daily = daily.filter(daily.day >= days[0])
@@ -592,9 +729,16 @@ def video_statistics(engine: Engine, tables: Mapping[str, ir.Table], days: Seque
         shifted.filter(shifted.day <= days[-1])
         .mutate(covered_days=ibis.cases(*covered, else_=STATISTICS_DAYS).cast("int64"))
         .group_by(["video_id", "day", "covered_days"])
-        .aggregate(**{name: shifted[name].sum().cast("int64") for name in counts})
+        .aggregate(**{name: shifted[name].sum().cast("int64") for name in COUNTS})
     )
-    return summed.select("video_id", "day", "covered_days", *counts)
+    channels = tables["videos"].select("video_id", "channel_id")
+    return summed.left_join(channels, "video_id").select(
+        summed.video_id,
+        channels.channel_id,
+        summed.day,
+        summed.covered_days,
+        *(summed[name] for name in COUNTS),
+    )
 
 
 @dataclass(frozen=True)
@@ -630,7 +774,11 @@ class RankingTables:
 
 def opening_features(features: Sequence[Feature]) -> tuple[Feature, ...]:
     """Features of a user and a video, which move with what the user did: those that a page would have frozen."""
-    return tuple(feature for feature in features if feature.side == "impression" and feature.reads)
+    return tuple(
+        feature
+        for feature in features
+        if feature.side == "impression" and (feature.reads or feature.tells_of_past)
+    )
 
 
 def days_without_pages(impressions: ir.Table, days: Sequence[datetime.date]) -> frozenset[datetime.date]:
@@ -672,16 +820,8 @@ def ranking_tables(
     """
     impressions, videos, users = tables["impressions"], tables["videos"], tables["users"]
     kept = tuple(name for name in EXAMPLE_COLUMNS if name in impressions.columns)
-    context = [name for name in ("device", "logged_in") if name in impressions.columns]
+    context = [name for name in _needed(features, "impressions") if name not in kept]
     base = impressions.select(*kept, *context, "day", at=engine.microseconds(impressions.shown_at))
-    facts = videos.select(
-        *(
-            name
-            for name in ("video_id", "channel_id", "topics", "duration_s", "language")
-            if name in videos.columns
-        ),
-        uploaded=engine.microseconds(videos.uploaded_at),
-    )
     channels = videos.select("video_id", "channel_id")
     base = engine.materialize(base.left_join(channels, "video_id").select(base, channels.channel_id))
 
@@ -689,29 +829,48 @@ def ranking_tables(
     of_user = [quantity for quantity in reads if quantity.by == ("user_id",)]
     of_pair = [quantity for quantity in reads if quantity.by != ("user_id",)]
     requests = as_of(engine, base.select("user_id", "at").distinct(), streams, of_user)
-    people = users.select(
-        *(name for name in ("user_id", "region", "gender", "age_years") if name in users.columns)
-    )
-    requests = requests.left_join(people, "user_id").select(
-        requests, *(people[name] for name in people.columns if name != "user_id")
-    )
+    of_person = {
+        name if name in schema.USERS.column_names else USER_COLUMN + name: users[name]
+        for name in _needed(features, "users")
+    }
+    people = users.select("user_id", **of_person)
+    requests = requests.left_join(people, "user_id").select(requests, *(people[name] for name in of_person))
     requests = engine.materialize(requests)
 
     rows = as_of(engine, base, streams, of_pair)
-    rows = rows.left_join(facts, "video_id").select(
-        rows, *(facts[name] for name in facts.columns if name not in ("video_id", "channel_id"))
-    )
-    counts = ("impressions", "clicks", "watch_time_ms", "completed_watches")
+    of_video = {
+        "uploaded" if name == "uploaded_at" else name: (
+            engine.microseconds(videos[name]) if name == "uploaded_at" else videos[name]
+        )
+        for name in _needed(features, "videos")
+        if name != "channel_id"
+    }
+    facts = videos.select("video_id", **of_video)
+    rows = rows.left_join(facts, "video_id").select(rows, *(facts[name] for name in of_video))
     covered = [(rows.day == day, number) for number, day in enumerate(days[:STATISTICS_DAYS])]
     rows = rows.left_join(statistics, ["video_id", "day"]).select(
         rows,
         ibis.cases(*covered, else_=STATISTICS_DAYS).cast("int64").name("covered_days"),
-        *(statistics[name].fill_null(0).name(name) for name in counts),
+        *(statistics[name].fill_null(0).name(name) for name in COUNTS),
+    )
+    of_channels = statistics.group_by(["channel_id", "day"]).aggregate(
+        **{f"channel_{name}": statistics[name].sum().cast("int64") for name in COUNTS}
+    )
+    rows = rows.left_join(of_channels, ["channel_id", "day"]).select(
+        rows, *(of_channels[f"channel_{name}"].fill_null(0).name(f"channel_{name}") for name in COUNTS)
     )
     openings = None
     if pageless:
-        openings = engine.materialize(_openings(engine, base, streams, opening_features(features), pageless))
+        openings = engine.materialize(
+            _openings(engine, base, streams, opening_features(features), pageless, videos)
+        )
     return RankingTables(engine.materialize(rows), requests, tuple(features), kept, openings)
+
+
+def _needed(features: Sequence[Feature], table: str) -> list[str]:
+    """The columns of a table that the features need."""
+    needs = dict.fromkeys(needed for feature in features for needed in feature.needs)
+    return [needed.removeprefix(f"{table}.") for needed in needs if needed.startswith(f"{table}.")]
 
 
 def _openings(
@@ -720,20 +879,21 @@ def _openings(
     streams: Streams,
     features: Sequence[Feature],
     days: Collection[datetime.date],
+    videos: ir.Table,
 ) -> ir.Table:
     """request_id, video_id and the OPENING column of each of `features`, of the impressions of `days`."""
     some = base.filter(base.day.isin(list(days)))
     group = [name for name in ("user_id", "surface", "day") if name in some.columns]
-    points = some.select(
-        "request_id",
-        "video_id",
-        "user_id",
-        "channel_id",
-        at=some["at"].min().over(ibis.window(group_by=group)),
-    )
+    points = some.mutate(at=some["at"].min().over(ibis.window(group_by=group)))
     reads = dict.fromkeys(quantity for feature in features for quantity in feature.reads)
     rows = as_of(engine, points, streams, reads)
-    values = {OPENING + feature.name: feature.expression(rows) for feature in features}
+    facts = videos.select("video_id", "topics")
+    rows = rows.left_join(facts, "video_id").select(rows, facts.topics)
+    values = {
+        OPENING + feature.name: ibis.null(value.type()) if feature.tells_of_past else value
+        for feature in features
+        for value in (feature.expression(rows),)
+    }
     return rows.select("request_id", "video_id", **values)
 
 
@@ -818,8 +978,9 @@ def describe_inputs(examples: ir.Table, features: Sequence[Feature]) -> list[dic
 def document() -> str:
     """The declarations as a table in Markdown: what `docs/features.md` shows."""
     lines = ["| input | kind | side | id space | what it is | needs |", "|---|---|---|---|---|---|"]
-    for feature in FEATURES:
+    for feature in (*FEATURES, user_feature("<column>")):
         kind = f"{feature.kind}, {feature.length}" if feature.length else feature.kind
+        kind += ", in training alone" if feature.training_only else ""
         needs = ", ".join(f"`{needed}`" for needed in feature.needs)
         cells = (f"`{feature.name}`", kind, feature.side, feature.space or "", feature.meaning, needs)
         lines.append("| " + " | ".join(cells) + " |")
@@ -843,12 +1004,15 @@ def evaluate_request(
         statistics: of the day of the request.
 
     Returns:
-        Feature name -> array: [1] for the query side, [N] for the impression side. Missing is null.
+        Feature name -> array, of all but the `training_only` ones: [1] for the query side, [N] for the impression
+        side. Missing is null.
     """
     moment = Moment(user, request, to_microseconds(request.at), statistics)
     nobody = videos[0] if videos else VideoFacts(video_id=0)
     columns: dict[str, pa.Array] = {}
     for feature in features:
+        if feature.training_only:
+            continue
         asked = (nobody,) if feature.side == "query" else videos
         values = [feature.evaluate(moment, video) for video in asked]
         if feature.kind == "continuous":

@@ -1,6 +1,7 @@
 """Vocabularies: which values of an id space a model knows (paper, section 4.1, "Embedding Categorical Features").
 
-Built from training days alone: the top N values by how often training saw them, index 1 the most frequent.
+Built from training days alone: the top N values by how often training saw them, index 1 the most frequent. What
+the ranker alone reads is counted in clicked impressions, as the paper does.
 Whatever is left out is index 0, the zero vector.
 """
 
@@ -16,7 +17,15 @@ from watchnext import schema
 from watchnext.data.split import SplitDays, day_begins_at
 from watchnext.engine import Engine
 from watchnext.errors import InputError
-from watchnext.features.history import Logs, search_tokens, to_microseconds
+from watchnext.features.history import (
+    AsOf,
+    Logs,
+    Streams,
+    as_of,
+    search_queries,
+    search_tokens,
+    to_microseconds,
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,14 @@ def _of_clicked_videos(column: str) -> Callable[[Mapping[str, ir.Table]], ir.Tab
     return count
 
 
+def _of_clicks(column: str) -> Callable[[Mapping[str, ir.Table]], ir.Table]:
+    def count(tables: Mapping[str, ir.Table]) -> ir.Table:
+        impressions = tables["impressions"]
+        return _counts(impressions.filter(impressions.clicked), column)
+
+    return count
+
+
 def _of_watching_users(column: str) -> Callable[[Mapping[str, ir.Table]], ir.Table]:
     def count(tables: Mapping[str, ir.Table]) -> ir.Table:
         watches = tables["watches"]
@@ -83,12 +100,8 @@ SPACES: tuple[Space, ...] = (
     Space("language", ("videos.language",), "clicked impressions", _of_clicked_videos("language")),
     Space("region", ("users.region",), "completed watches of its users", _of_watching_users("region")),
     Space("gender", ("users.gender",), "completed watches of its users", _of_watching_users("gender")),
-    Space(
-        "surface",
-        ("impressions.surface",),
-        "impressions",
-        lambda tables: _counts(tables["impressions"], "surface"),
-    ),
+    Space("surface", ("impressions.surface",), "clicked impressions", _of_clicks("surface")),
+    Space("position", ("impressions.position",), "clicked impressions", _of_clicks("position")),
     Space(
         "device",
         ("impressions.device",),
@@ -100,6 +113,12 @@ SPACES: tuple[Space, ...] = (
         ("searches.query",),
         "searches: unigrams and bigrams",
         lambda tables: _counts(tables["search_tokens"], "token"),
+    ),
+    Space(
+        "search_query",
+        ("searches.query",),
+        "clicked impressions of users whose last search it was",
+        lambda tables: tables["queries_of_clicks"],
     ),
 )
 
@@ -152,7 +171,11 @@ def user_spaces(
 
 
 def training_tables(engine: Engine, logs: Logs, split: SplitDays) -> dict[str, ir.Table]:
-    """The tables of the logs, event tables cut at the end of the last training day; and `search_tokens`."""
+    """The tables of the logs, event tables cut at the end of the last training day.
+
+    With searches there are `search_tokens` too, and `queries_of_clicks`: token, frequency, how many clicked
+    impressions have which query as the last before them.
+    """
     last = split.training[1]
     training = {name: logs.tables[name] for name in ("videos", "users", "history") if name in logs.tables}
     for name in ("impressions", "watches"):
@@ -162,6 +185,12 @@ def training_tables(engine: Engine, logs: Logs, split: SplitDays) -> dict[str, i
         training["search_tokens"] = tokens.filter(
             tokens["at"] < to_microseconds(trained_until_at(logs, split))
         )
+        clicked = training["impressions"].filter(training["impressions"].clicked)
+        points = clicked.select("user_id", at=engine.microseconds(clicked.shown_at))
+        query = AsOf("searches", "last", measure="query")
+        streams = Streams({"searches": search_queries(engine, logs.tables["searches"])})
+        queries = as_of(engine, points, streams, [query])
+        training["queries_of_clicks"] = engine.materialize(_counts(queries, query.column))
     return training
 
 

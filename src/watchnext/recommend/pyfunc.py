@@ -93,9 +93,13 @@ class BundleModel(PythonModel):
                 raise InputError(
                     "video ids of this model are integers", where="watched_video_ids", offenders=[given]
                 ) from None
-            channel_id = self.recommender.videos.facts(video_id).channel_id
+            facts = self.recommender.videos.facts(video_id)
             history.add_watch(
-                video_id, now - (len(watched) - place) * _SECOND, completed=True, channel_id=channel_id
+                video_id,
+                now - (len(watched) - place) * _SECOND,
+                completed=True,
+                channel_id=facts.channel_id,
+                topics=facts.topics,
             )
         return history
 

@@ -257,7 +257,11 @@ class Recommender:
         nominated = nominated_inputs(self.encoder)
         columns = evaluate_request(
             features_named(
-                [spec.name for spec in self.encoder.ranking_features if spec.name not in nominated]
+                [
+                    spec.name
+                    for spec in self.encoder.ranking_features
+                    if spec.name not in nominated and not spec.training_only
+                ]
             ),
             user,
             request,

@@ -75,7 +75,7 @@ class UserStates:
             if name in ("watches", "impressions") or (tables / name).is_dir():
                 rows[name] = _rows(tables / name, columns, chosen)
         seen = {row["video_id"] for name in ("watches", "impressions") for row in rows[name]}
-        channels = _channels(tables / "videos", seen)
+        videos = _videos(tables / "videos", seen)
         known = [name for name in _dataset(tables / "users").schema.names if name != "signed_up_at"]
         further = [name for name in known if name not in schema.USERS.column_names]
         facts = {
@@ -87,7 +87,7 @@ class UserStates:
             )
             for row in _rows(tables / "users", known, chosen)
         }
-        return cls(from_tables(rows, channels), facts)
+        return cls(from_tables(rows, *videos), facts)
 
 
 def _rows(directory: Path, columns: Collection[str], user_ids: pa.Array) -> list[dict[str, Any]]:
@@ -97,14 +97,19 @@ def _rows(directory: Path, columns: Collection[str], user_ids: pa.Array) -> list
     return table.to_pylist()
 
 
-def _channels(directory: Path, video_ids: Collection[Id]) -> dict[Id, Id | None]:
-    wanted = pa.array(sorted(video_ids))
-    if len(wanted) == 0:
-        return {}
+def _videos(
+    directory: Path, video_ids: Collection[Id]
+) -> tuple[dict[Id, Id | None], dict[Id, list[str] | None]]:
+    """Channels and topics of some videos, by id."""
+    if not video_ids:
+        return {}, {}
     table = _dataset(directory).to_table(
-        columns=["video_id", "channel_id"], filter=ds.field("video_id").isin(wanted)
+        columns=["video_id", "channel_id", "topics"],
+        filter=ds.field("video_id").isin(pa.array(sorted(video_ids))),
     )
-    return dict(zip(table["video_id"].to_pylist(), table["channel_id"].to_pylist(), strict=True))
+    ids = table["video_id"].to_pylist()
+    channels = dict(zip(ids, table["channel_id"].to_pylist(), strict=True))
+    return channels, dict(zip(ids, table["topics"].to_pylist(), strict=True))
 
 
 def _dataset(directory: Path) -> Any:

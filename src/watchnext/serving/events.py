@@ -97,10 +97,15 @@ def rows_of(events: Iterable[Event]) -> dict[str, list[dict[str, Any]]]:
 
 
 def history_of(events: Iterable[Event], facts_of: Callable[[Id], VideoFacts]) -> UserHistory:
-    """What one user did, in the form that features are made of; `facts_of` gives what is known of a video."""
+    """What one user did, in the form that features are made of; `facts_of` gives the facts of a video."""
     rows = rows_of(events)
     videos = {row["video_id"] for table in ("watches", "impressions") for row in rows.get(table, ())}
-    histories = from_tables(rows, {video_id: facts_of(video_id).channel_id for video_id in videos})
+    facts = {video_id: facts_of(video_id) for video_id in videos}
+    histories = from_tables(
+        rows,
+        {video_id: one.channel_id for video_id, one in facts.items()},
+        {video_id: one.topics for video_id, one in facts.items()},
+    )
     return next(iter(histories.values()), UserHistory())
 
 

@@ -28,7 +28,9 @@ class VocabularySizes(Section):
     user_column: int = Field(default=1_000, ge=2)
     surface: int = Field(default=100, ge=1)
     device: int = Field(default=100, ge=1)
+    position: int = Field(default=200, ge=1)
     search_token: int = Field(default=100_000, ge=1)
+    search_query: int = Field(default=100_000, ge=1)
 
 
 class Params(Section):

@@ -138,6 +138,7 @@ def make_rows(
                         **page,
                         "video_id": video_id,
                         "position": position,
+                        "seed_video_id": shown[0] if position % 2 else None,
                         "clicked": clicked,
                         "watch_time_s": time_s,
                     }

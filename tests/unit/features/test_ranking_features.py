@@ -29,6 +29,7 @@ from watchnext.features.ranking_features import (
     opening_features,
     ranking_tables,
     statistics_days,
+    user_feature,
     video_statistics,
 )
 
@@ -39,6 +40,8 @@ SPLIT = SplitDays(
     gate=BEGIN.date() + dt.timedelta(days=DAYS - 2),
     shadow=BEGIN.date() + dt.timedelta(days=DAYS - 1),
 )
+
+ALL = (*FEATURES, user_feature("plan"))
 
 Key = tuple[Any, Any]
 Values = dict[str, Any]
@@ -58,13 +61,13 @@ def by_tables(
         logs = read_logs(engine, write_rows(rows, directory))
         days = statistics_days(SPLIT)
         statistics = engine.materialize(video_statistics(engine, logs.tables, days))
-        tables = ranking_tables(engine, logs.tables, make_streams(engine, logs), statistics, days, FEATURES)
+        tables = ranking_tables(engine, logs.tables, make_streams(engine, logs), statistics, days, ALL)
         table = tables.between(days[0], days[-1]).to_pyarrow()
         daily = {
             day: VideoStatistics.from_table(statistics.filter(statistics.day == day).to_pyarrow())
             for day in days
         }
-    names = [feature.name for feature in FEATURES]
+    names = [feature.name for feature in ALL]
     return {
         (row["request_id"], row["video_id"]): {name: row[name] for name in names} for row in table.to_pylist()
     }, daily
@@ -75,7 +78,7 @@ def in_memory(rows: Rows, daily: Mapping[dt.date, VideoStatistics]) -> dict[Key,
     users = {row["user_id"]: row for row in rows["users"]}
     videos = {row["video_id"]: VideoFacts(**row) for row in rows["videos"]}
     channels = {video_id: facts.channel_id for video_id, facts in videos.items()}
-    histories = from_tables(rows, channels)
+    histories = from_tables(rows, channels, {video_id: facts.topics for video_id, facts in videos.items()})
     pages: dict[Any, list[dict[str, Any]]] = {}
     for row in rows["impressions"]:
         pages.setdefault(row["request_id"], []).append(row)
@@ -91,9 +94,11 @@ def in_memory(rows: Rows, daily: Mapping[dt.date, VideoStatistics]) -> dict[Key,
             region=users[first["user_id"]]["region"],
             age_years=users[first["user_id"]]["age_years"],
             gender=users[first["user_id"]]["gender"],
+            user_columns={"plan": users[first["user_id"]]["plan"]},
+            seeds={row["video_id"]: row["seed_video_id"] for row in page if row["seed_video_id"] is not None},
         )
         columns = evaluate_request(
-            FEATURES,
+            ALL,
             histories.get(first["user_id"], UserHistory()),
             context,
             [videos[row["video_id"]] for row in page],
@@ -140,12 +145,20 @@ class Past:
         searches = [r for r in rows["searches"] if r["user_id"] == user_id and r["searched_at"] < self.at]
         self.searches = sorted(searches, key=lambda r: r["searched_at"])
         self.same_video = [r for r in self.impressions if r["video_id"] == example["video_id"]]
+        topics = {row["video_id"]: row["topics"] or () for row in rows["videos"]}
+        self.by_topic = [
+            [r for r in self.watches if topic in topics[r["video_id"]]]
+            for topic in self.video["topics"] or ()
+        ]
         own = self.video["channel_id"]
         self.same_channel = [r for r in self.watches if own is not None and channel[r["video_id"]] == own]
         today = self.at.replace(hour=0, minute=0, second=0, microsecond=0)
         begin = max(today - dt.timedelta(days=7), BEGIN)
         self.covered_days = (today - begin).days
         of_video = [r for r in rows["impressions"] if r["video_id"] == example["video_id"]]
+        of_channel = [r for r in rows["impressions"] if own is not None and channel[r["video_id"]] == own]
+        self.channel_week = [r for r in of_channel if begin <= r["shown_at"] < today]
+        self.channel_week_ended = [r for r in of_channel if begin <= ended_at(r) < today]
         self.week = [r for r in of_video if begin <= r["shown_at"] < today]
         self.week_ended = [r for r in of_video if begin <= ended_at(r) < today]
         self.week_completed = [
@@ -187,6 +200,23 @@ REFERENCE: dict[str, Callable[[Past], Any]] = {
     "device": lambda p: p.example["device"],
     "region": lambda p: p.user["region"],
     "gender": lambda p: p.user["gender"],
+    "user_column_plan": lambda p: p.user["plan"],
+    "seed_video_id": lambda p: p.example["seed_video_id"],
+    "position": lambda p: p.example["position"],
+    "last_search_query": lambda p: next(
+        (
+            " ".join(re.findall(r"\w+", r["query"].lower()))
+            for r in reversed(p.searches)
+            if re.search(r"\w", r["query"])
+        ),
+        None,
+    ),
+    "channel_click_rate": lambda p: mean(sum(r["clicked"] for r in p.channel_week), len(p.channel_week)),
+    "channel_mean_watch_time_s": lambda p: mean(
+        clicked_time_s(p.channel_week_ended), sum(r["clicked"] for r in p.channel_week)
+    ),
+    "watches_of_topic": lambda p: max((len(of) for of in p.by_topic), default=None),
+    "since_watch_of_topic_s": lambda p: seconds_since(p, [ended_at(r) for of in p.by_topic for r in of]),
     "recent_search_tokens": lambda p: [token for r in p.searches for token in tokens_of(r["query"])][-20:],
     "last_watched_video_id": lambda p: p.watches[-1]["video_id"] if p.watches else None,
     "topics": lambda p: p.video["topics"],
@@ -227,8 +257,8 @@ def assert_same(feature: Feature, found: Any, expected: Any, where: object) -> N
 
 
 def test_every_feature_has_a_reference() -> None:
-    assert set(REFERENCE) == {feature.name for feature in FEATURES}
-    assert len({feature.name for feature in FEATURES}) == len(FEATURES)
+    assert set(REFERENCE) == {feature.name for feature in ALL}
+    assert len({feature.name for feature in ALL}) == len(ALL)
 
 
 @settings(
@@ -255,10 +285,12 @@ def test_both_evaluators_equal_the_reference(
     for example in rows["impressions"]:
         key = (example["request_id"], example["video_id"])
         past = Past(rows, example)
-        for feature in FEATURES:
+        for feature in ALL:
             expected = REFERENCE[feature.name](past)
             assert_same(feature, tables[key][feature.name], expected, (key, "tables"))
-            assert_same(feature, memory[key][feature.name], expected, (key, "memory"))
+            assert (feature.name in memory[key]) != feature.training_only
+            if not feature.training_only:
+                assert_same(feature, memory[key][feature.name], expected, (key, "memory"))
 
 
 def test_both_evaluators_agree_on_thousands_of_impressions(engine: Engine, tmp_path: Path) -> None:
@@ -270,7 +302,9 @@ def test_both_evaluators_agree_on_thousands_of_impressions(engine: Engine, tmp_p
     instants = [row["shown_at"] for row in rows["impressions"]]
     assert len(set(instants)) < len(instants) / 10
     for key, values in tables.items():
-        for feature in FEATURES:
+        for feature in ALL:
+            if feature.training_only:
+                continue
             expected = memory[key][feature.name]
             if isinstance(expected, float) and math.isnan(expected):
                 expected = None
@@ -398,19 +432,22 @@ def test_openings_are_features_as_of_the_first_impression_of_user_surface_and_da
         assert days_without_pages(logs.tables["impressions"], judged) == set(judged)
         statistics = engine.materialize(video_statistics(engine, logs.tables, days))
         streams = make_streams(engine, logs)
-        tables = ranking_tables(engine, logs.tables, streams, statistics, days, FEATURES, judged)
+        tables = ranking_tables(engine, logs.tables, streams, statistics, days, ALL, judged)
         assert not any(OPENING in name for name in tables.between(days[0], days[-1]).columns)
         found = tables.between(SPLIT.gate, SPLIT.gate, openings=True).to_pyarrow().to_pylist()
     examples = {row["request_id"]: row for row in rows["impressions"] if row["shown_at"].date() == SPLIT.gate}
     assert {row["request_id"] for row in found} == set(examples)
     moved = 0
-    features = opening_features(FEATURES)
+    features = opening_features(ALL)
     assert {feature.name for feature in features} == {
         "unclicked_impressions_of_video",
         "since_impression_of_video_s",
         "since_unclicked_impression_of_video_s",
         "watches_of_channel",
         "since_watch_of_channel_s",
+        "watches_of_topic",
+        "since_watch_of_topic_s",
+        "seed_video_id",
     }
     for row in found:
         example = examples[row["request_id"]]
@@ -421,7 +458,8 @@ def test_openings_are_features_as_of_the_first_impression_of_user_surface_and_da
         )
         past = Past(rows, {**example, "shown_at": opened_at})
         for feature in features:
-            assert_same(feature, row[OPENING + feature.name], REFERENCE[feature.name](past), example)
+            expected = None if feature.tells_of_past else REFERENCE[feature.name](past)
+            assert_same(feature, row[OPENING + feature.name], expected, example)
             moved += row[OPENING + feature.name] != row[feature.name]
     assert moved > 0
 
@@ -445,7 +483,7 @@ def test_statistics_of_a_video_are_a_sum_over_seven_days() -> None:
             completed_watches=[1],
         )
     )
-    columns = evaluate_request(FEATURES, UserHistory(), RequestContext(user_id=1, at=0), [facts], statistics)
+    columns = evaluate_request(ALL, UserHistory(), RequestContext(user_id=1, at=0), [facts], statistics)
     assert columns["video_impressions_per_day"].to_pylist() == [3 / 7]
     assert columns["video_click_rate"].to_pylist() == [2 / 3]
     assert columns["video_mean_watch_time_s"].to_pylist() == [(1.5 + 2.5) / 2]

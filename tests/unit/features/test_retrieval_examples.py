@@ -90,7 +90,7 @@ def test_tables_and_memory_equal_the_reference(
     """
     rows = make_rows(seed, users=users, days=5, events_per_day=60, strings=strings)
     found = by_tables(engine, rows, tmp_path_factory.mktemp("logs"))
-    histories = from_tables(rows, {row["video_id"]: row["channel_id"] for row in rows["videos"]})
+    histories = from_tables(rows, {row["video_id"]: row["channel_id"] for row in rows["videos"]}, {})
     people = {row["user_id"]: row for row in rows["users"]}
     labels = [row for row in rows["watches"] if row["completed"]]
     assert len(found) == len(labels) > 50

@@ -4,13 +4,14 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from random_logs import BEGIN, Rows, make_rows, write_rows
 
 from watchnext.data.split import SplitDays
 from watchnext.engine import EngineParams, connect
-from watchnext.features.history import read_logs, tokenize
+from watchnext.features.history import normalize_query, read_logs, tokenize
 from watchnext.features.vocabulary import SPACES, training_tables, user_spaces, write_vocabularies
 
 LAST_TRAINING_DAY = BEGIN.date() + dt.timedelta(days=2)
@@ -50,6 +51,15 @@ def test_frequencies_are_those_of_training(tmp_path: Path) -> None:
     searched = [row for row in rows["searches"] if row["searched_at"] < END]
     earlier = [row for row in rows["history"] if row["completed"]]
     assert earlier
+
+    def last_query(impression: Mapping[str, Any]) -> str | None:
+        earlier = [
+            (row["searched_at"], normalize_query(row["query"]))
+            for row in searched
+            if row["user_id"] == impression["user_id"] and row["searched_at"] < impression["shown_at"]
+        ]
+        return max((one for one in earlier if one[1]), default=(None, None))[1]
+
     expected = {
         "video": Counter(row["video_id"] for row in (*completed, *earlier)),
         "channel": Counter(video["channel_id"] for video in clicked),
@@ -57,7 +67,9 @@ def test_frequencies_are_those_of_training(tmp_path: Path) -> None:
         "language": Counter(video["language"] for video in clicked),
         "region": Counter(people[row["user_id"]]["region"] for row in completed),
         "gender": Counter(people[row["user_id"]]["gender"] for row in completed),
-        "surface": Counter(row["surface"] for row in shown),
+        "surface": Counter(row["surface"] for row in shown if row["clicked"]),
+        "position": Counter(row["position"] for row in shown if row["clicked"]),
+        "search_query": Counter(last_query(row) for row in shown if row["clicked"]),
         "device": Counter(row["device"] for row in shown),
         "search_token": Counter(token for row in searched for token in tokenize(row["query"])),
     }

@@ -106,7 +106,7 @@ def test_it_leaves_what_later_stages_read(rows: Rows, featurized: tuple[Path, di
         *("history", "shown_unwatched", "search_tokens", "region", "device", "gender", "logged_in", "age"),
         *("example_age_s", "user_plan"),
     ]
-    assert manifest["inputs"]["ranking"] == [feature.name for feature in FEATURES]
+    assert manifest["inputs"]["ranking"] == [*(feature.name for feature in FEATURES), "user_column_plan"]
     assert manifest["absent_inputs"] == []
     shown = 0
     for split in SPLITS:
@@ -202,7 +202,7 @@ def test_spark_gives_the_same_rows(rows: Rows, tmp_path: Path) -> None:
     assert metrics == run(rows, tmp_path / "duckdb")
     expected, found = tables(tmp_path / "duckdb" / "features"), tables(tmp_path / "spark" / "features")
     assert found.keys() == expected.keys()
-    assert len(found) == 2 + 14 + 10
+    assert len(found) == 2 + 14 + 12
     for name, table in expected.items():
         assert_equal_rows(found[name], table, name)
     for name in ("manifest.json", "quantiles.json"):
@@ -223,12 +223,15 @@ def test_absent_inputs_are_left_out_and_said(
     )
     run(rows, tmp_path, without=without)
     encoder = Encoder.load(tmp_path / "features")
-    expected = ["search_tokens", "region", "device", "logged_in", "language", "recent_search_tokens"]
+    expected = [
+        *("search_tokens", "region", "device", "logged_in", "language"),
+        *("last_search_query", "recent_search_tokens"),
+    ]
     assert encoder.manifest["absent_inputs"] == expected
     assert not set(expected) & {name for names in encoder.manifest["inputs"].values() for name in names}
     assert not {"search_token", "region", "language", "device"} & set(encoder.sizes)
     assert (
-        "no values for them: search_tokens, region, device, logged_in, language, recent_search_tokens"
+        "no values for them: search_tokens, region, device, logged_in, language, last_search_query, recent_search_tokens"
         in capsys.readouterr().err.replace("\n", " ")
     )
     encoder.encode_ranking(next(read_examples(tmp_path / "features" / "ranking_examples" / "gate")))
@@ -243,8 +246,17 @@ def nulled(rows: Rows, table: str, column: str) -> Rows:
     [
         ("impressions", "device", ["device"]),
         ("videos", "duration_s", ["duration_s"]),
-        ("videos", "topics", ["topics"]),
-        ("videos", "channel_id", ["channel_id", "watches_of_channel", "since_watch_of_channel_s"]),
+        ("videos", "topics", ["topics", "watches_of_topic", "since_watch_of_topic_s"]),
+        (
+            "videos",
+            "channel_id",
+            [
+                *("channel_id", "channel_click_rate", "channel_mean_watch_time_s"),
+                *("watches_of_channel", "since_watch_of_channel_s"),
+            ],
+        ),
+        ("impressions", "position", ["position"]),
+        ("impressions", "seed_video_id", ["seed_video_id"]),
         ("users", "age_years", ["age", "age_years"]),
         ("users", "gender", ["gender"]),
     ],
