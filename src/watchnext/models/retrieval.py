@@ -281,7 +281,6 @@ def train(
     pooling: Pooling = "mean",
     sampler: SamplerKind = "frequency",
     sampler_alpha: float = 0.5,
-    sampler_uniform_share: float = 0.0,
     unique_negatives: bool = False,
     in_batch_negatives: bool = True,
     estimator: Estimator = "consistent",
@@ -314,7 +313,6 @@ def train(
         pooling: how a bag becomes one vector.
         sampler: background distribution of the shared draws, see `samplers.make_sampler`.
         sampler_alpha: exponent of the sampler `frequency`.
-        sampler_uniform_share: share of the shared draws that are uniform instead.
         unique_negatives: whether a candidate that was drawn again is left out.
         in_batch_negatives: whether labels of the batch are negatives, too.
         estimator: see `losses.sampled_softmax_loss`.
@@ -361,11 +359,7 @@ def train(
     model = RetrievalModel(
         tower,
         make_sampler(
-            sampler,
-            num_candidates=num_candidates,
-            label_frequency=label_frequency,
-            alpha=sampler_alpha,
-            uniform_share=sampler_uniform_share,
+            sampler, num_candidates=num_candidates, label_frequency=label_frequency, alpha=sampler_alpha
         ),
         label_frequency=label_frequency,
         batch_size=batch_size,

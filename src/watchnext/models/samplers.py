@@ -57,12 +57,7 @@ class Sampler:
 
 
 def make_sampler(
-    kind: SamplerKind,
-    *,
-    num_candidates: int,
-    label_frequency: np.ndarray,
-    alpha: float,
-    uniform_share: float = 0.0,
+    kind: SamplerKind, *, num_candidates: int, label_frequency: np.ndarray, alpha: float
 ) -> Sampler:
     """The background distributions to choose from.
 
@@ -72,24 +67,17 @@ def make_sampler(
         frequency       q_j proportional to max(f_j, 1)^alpha: word2vec's at alpha = 0.75. A candidate that is
                         never a label counts as one label, since what is never a negative keeps the score it began with
 
-    and the mixture of one of them with the first, (1 - u) q_j + u / V. A negative stands for 1 / Q_j of its kind, so the
-    rarest weigh most when they are drawn; with u of the draws uniform no weight is above V / (u S), and rare candidates,
-    which decide on what stands first as much as others, are estimated with less noise.
-
     Args:
         kind: which.
         num_candidates: V.
         label_frequency: [num_candidates] f, how often each candidate is a label of the examples as emitted.
         alpha: exponent of `frequency`; the other kinds do not look at it.
-        uniform_share: u in [0, 1], share of the draws that are uniform.
     """
     if kind == "uniform":
-        weight = np.ones(num_candidates)
-    elif kind == "log_uniform":
-        weight = np.log1p(1.0 / (np.arange(num_candidates) + 1.0))
-    else:
-        weight = np.maximum(label_frequency, 1.0) ** alpha
-    return Sampler((1.0 - uniform_share) * weight / weight.sum() + uniform_share / num_candidates)
+        return Sampler(np.ones(num_candidates))
+    if kind == "log_uniform":
+        return Sampler(np.log1p(1.0 / (np.arange(num_candidates) + 1.0)))
+    return Sampler(np.maximum(label_frequency, 1.0) ** alpha)
 
 
 def expected_candidate_count(

@@ -54,7 +54,6 @@ class Params(Section):
     negatives: int = Field(default=2000, ge=1)
     sampler: Literal["uniform", "log_uniform", "frequency"] = "frequency"
     sampler_alpha: float = Field(default=0.5, ge=0, le=1)
-    sampler_uniform_share: float = Field(default=0.0, ge=0, le=1)
     unique_negatives: bool = False
     in_batch_negatives: bool = True
     estimator: Literal["consistent", "tfrs"] = "consistent"

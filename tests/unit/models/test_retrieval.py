@@ -95,7 +95,7 @@ def test_the_model_trains_the_corrected_softmax_over_batch_labels_and_shared_dra
         {"sampler": "log_uniform", "unique_negatives": True},
         {"sampler": "uniform", "in_batch_negatives": False},
         {"estimator": "tfrs"},
-        {"sampler_uniform_share": 0.2, "averaged_passes": 3.0},
+        {"averaged_passes": 3.0},
         {"head": "linear", "shown_dropout": 0.5},
         {"head": "linear", "depth": 0, "matmul_dtype": "bfloat16"},
         {"negatives": 100},  # more than there are candidates
@@ -137,12 +137,7 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_other_ones():
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_the_share_of_uniform_draws_and_the_averages_reach_the_model():
-    arrays = examples() | {"label": np.repeat([1, 2], 32).astype(np.int32)}
-    model = train(arrays, sampler="frequency", sampler_alpha=1.0, sampler_uniform_share=0.3)
-    mixed = np.full(12, 0.7 / (32 + 32 + 10) + 0.3 / 12)
-    mixed[:2] = 0.7 * 32 / (32 + 32 + 10) + 0.3 / 12
-    assert model.sampler.probability == pytest.approx(mixed)
+def test_the_averages_reach_the_model():
     raw, averaged = (train(examples(), averaged_passes=passes).weights for passes in (0.0, 3.0))
     assert training.weights_digest(raw) != training.weights_digest(averaged)
 

@@ -9,10 +9,8 @@ from watchnext.models.samplers import Sampler, expected_candidate_count, make_sa
 FREQUENCY = np.array([8, 4, 1, 0])
 
 
-def sampler(kind, alpha=0.5, uniform_share=0.0):
-    return make_sampler(
-        kind, num_candidates=4, label_frequency=FREQUENCY, alpha=alpha, uniform_share=uniform_share
-    )
+def sampler(kind, alpha=0.5):
+    return make_sampler(kind, num_candidates=4, label_frequency=FREQUENCY, alpha=alpha)
 
 
 def test_distributions_by_hand():
@@ -28,19 +26,12 @@ def test_exponents_0_and_1_are_uniform_and_as_often_as_labels():
     assert sampler("frequency", 1.0).probability == pytest.approx(np.array([8, 4, 1, 1]) / 14)
 
 
-def test_a_share_of_the_draws_is_uniform():
-    """Seen to fail where the share is added before the other distribution is scaled to sum to 1."""
-    mixed = sampler("frequency", 1.0, uniform_share=0.3).probability
-    assert mixed == pytest.approx(0.7 * np.array([8, 4, 1, 1]) / 14 + 0.3 / 4)
-    assert sampler("log_uniform", uniform_share=1.0).probability == pytest.approx([0.25] * 4)
-
-
 @pytest.mark.parametrize("kind", ["uniform", "log_uniform", "frequency"])
 @pytest.mark.parametrize("unique", [False, True])
 def test_draws_come_as_often_as_expected(kind, unique):
     """Two-sided: five standard deviations of 3,000 repetitions. Fails if distinct draws are counted as S q."""
     tf.keras.utils.set_random_seed(1)
-    one = sampler(kind, uniform_share=0.2)
+    one = sampler(kind)
     counts = sum(np.bincount(one.draw(6, unique).numpy(), minlength=4) for _ in range(3000)) / 3000
     assert counts == pytest.approx(one.expected_count(6, unique), abs=5 * math.sqrt(6 / 3000))
 
