@@ -4,6 +4,7 @@
 # make bench-quality    candidate generation beside its alternatives; SOURCE and DATA as above, simulated without them
 # make bench-ranking    ranking beside its alternatives, on five rolling days; SOURCE and DATA as above
 # make bench-train      how fast candidate generation trains, beside its alternatives; ten minutes, on an idle machine
+# make bench-decisions  how often the gate is wrong, and how often it sees what is there, in rounds of known truth
 # make serve            the champion on loopback, its user state filled from the pipeline's logs
 # make test | check | ui | status | lock | clean
 
@@ -21,7 +22,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPATH :=
 
-.PHONY: repro bench-quality bench-ranking bench-train serve test check ui status lock clean help
+.PHONY: repro bench-decisions bench-quality bench-ranking bench-train serve test check ui status lock clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -78,6 +79,9 @@ $(PEERS_VENV)/.installed: benchmarks/requirements.txt
 
 bench-quality: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.quality $(if $(SOURCE),--source $(SOURCE)) $(if $(DATA),--data "$(DATA)")
+
+bench-decisions: $(VENV)/.installed
+	@python -m benchmarks.decisions
 
 bench-ranking: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.ranking $(if $(SOURCE),--source $(SOURCE)) $(if $(DATA),--data "$(DATA)")

@@ -22,6 +22,7 @@ from watchnext.bundle import Bundle, read_digest
 from watchnext.config import Exclude, Section
 from watchnext.console import print_table, say
 from watchnext.data.split import day_begins_at
+from watchnext.decisions.forest import forest_plot
 from watchnext.decisions.ledger import spent_on
 from watchnext.errors import InputError
 from watchnext.registry import Registry, UnusableBundleError, Version
@@ -246,17 +247,7 @@ def judge(
         else:
             found.append(_trained_before("champion_trained_until_at", champion, begins))
             found.append(_place_of_day(gate, place, checks.confidence, confidence))
-            found += no_worse(
-                measured,
-                theirs.metrics,
-                changes,
-                checks.recall_at_100,
-                checks.weighted_pairwise_loss,
-                confidence=confidence,
-                undecided="not judged",
-            )
-            found += no_worse_in_slices(ours, theirs, checks.slices, confidence)
-            found += better(ours, theirs, checks.improvement, confidence)
+            found += against_the_champion(ours, theirs, changes, checks, confidence)
             measured |= {"challengers_of_the_day": place, "confidence": confidence}
             measured |= {f"champion_{name}": value for name, value in theirs.metrics.items()}
             measured |= change_metrics(changes)
@@ -269,7 +260,7 @@ def judge(
             bound = "a number: there is no other model to compare with"
             outcome: Outcome = "passed" if math.isfinite(measured[name]) else "not judged"
             found.append(Check(name, _shown(measured[name]), bound, outcome, check.reason))
-    verdict, reason = _sum_up(found)
+    verdict, reason = sum_up(found)
     replaces = bool(problem) and verdict == "challenger"
     if verdict == "held" and problem:
         reason += f": {problem}. To judge without the champion: promote.champion_not_comparable: replace"
@@ -424,6 +415,33 @@ def change_metrics(changes: Mapping[str, "Change"]) -> dict[str, float]:
         for name, change in changes.items()
         for end, value in (("", change.value), ("_low", change.low), ("_high", change.high))
     }
+
+
+def against_the_champion(
+    ours: Measured, theirs: Measured, changes: Mapping[str, "Change"], checks: Checks, confidence: float
+) -> list[Check]:
+    """Every check that needs the champion: no worse, no worse in slices, and better where that is asked for.
+
+    Args:
+        ours: of the candidate.
+        theirs: of the champion, on the same examples.
+        changes: from one to the other at `confidence`.
+        checks: margins and reasons.
+        confidence: that is left for this candidate.
+    """
+    return [
+        *no_worse(
+            ours.metrics,
+            theirs.metrics,
+            changes,
+            checks.recall_at_100,
+            checks.weighted_pairwise_loss,
+            confidence=confidence,
+            undecided="not judged",
+        ),
+        *no_worse_in_slices(ours, theirs, checks.slices, confidence),
+        *better(ours, theirs, checks.improvement, confidence),
+    ]
 
 
 def no_worse(
@@ -849,6 +867,7 @@ def write_report(decision: Decision, out_report: Path, *, title: str, role: str)
         title,
         f"{decision.verdict}: {decision.reason}",
         [("Checks", header, rows), ("Metrics", ("metric", "value"), _metric_rows(decision.metrics))],
+        before=forest_plot(decision.checks),
     )
     (out_report / "decision.html").write_text(page, encoding="utf-8")
     print_table(title, header[:4], [row[:4] for row in rows])
@@ -860,15 +879,17 @@ def html_page(
     verdict: str,
     tables: Sequence[Table],
     body: str = "",
+    *,
+    before: str = "",
 ) -> str:
-    """One page that reads well offline: title, verdict, tables, and `body` as it is."""
+    """One page that reads well offline: title, verdict, `before`, tables, and `body`, both as they are."""
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
         "table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem;"
         "border-bottom:1px solid #ddd;vertical-align:top}td.failed{color:#a40000;font-weight:600}"
-        "td.passed{color:#0a6b2d}td.not{color:#8a6d00}p.verdict{font-size:1.2rem;font-weight:600}img{max-width:100%}"
+        "td.passed{color:#0a6b2d}td.not{color:#8a6d00}td.failed,td.passed,td.not{white-space:nowrap}p.verdict{font-size:1.2rem;font-weight:600}img{max-width:100%}"
     )
-    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="verdict">{html.escape(verdict)}</p>']
+    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="verdict">{html.escape(verdict)}</p>', before]
     for caption, header, rows in tables:
         heads = "".join(f"<th>{html.escape(name)}</th>" for name in header)
         lines = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
@@ -938,7 +959,8 @@ def _outcome(value: float, bound: float, *, at_least: bool) -> Outcome:
     return "passed" if (value >= bound if at_least else value <= bound) else "failed"
 
 
-def _sum_up(checks: Sequence[Check]) -> tuple[Verdict, str]:
+def sum_up(checks: Sequence[Check]) -> tuple[Verdict, str]:
+    """The verdict of checks, and in one sentence why."""
     failed = [check.name for check in checks if check.outcome == "failed"]
     unjudged = [check.name for check in checks if check.outcome == "not judged"]
     if failed:

@@ -5,6 +5,7 @@ latency can veto a challenger. They cannot show that users would watch more: tha
 setting `evidence: offline` crowns a challenger that nothing vetoes all the same, and the version says so.
 """
 
+import base64
 import json
 import math
 import time
@@ -20,6 +21,7 @@ from watchnext.bundle import read_digest
 from watchnext.config import Exclude, Section
 from watchnext.console import print_table, say, track
 from watchnext.data.split import day_begins_at
+from watchnext.decisions.forest import forest_plot
 from watchnext.decisions.gate import (
     Check,
     Margin,
@@ -731,18 +733,24 @@ def _write_report(
     if paired:
         _plot(paired, length, out_report)
         pictures = "".join(
-            f'<h2>{caption}</h2><img src="{file}" alt="{caption}">'
+            f'<h2>{caption}</h2><img src="data:image/png;base64,{_inline(out_report / file)}" alt="{caption}">'
             for file, caption in (("overlap.png", "Overlap of the slates"), ("latency.png", "Latency"))
         )
     tables: list[Table] = [
         ("Vetoes", header, rows),
         ("Figures", ("metric", "champion", "challenger"), figures),
     ]
-    page = html_page(title, f"{comparison.verdict}: {comparison.reason}", tables, pictures)
+    plot = forest_plot(comparison.checks)
+    page = html_page(title, f"{comparison.verdict}: {comparison.reason}", tables, pictures, before=plot)
     (out_report / "decision.html").write_text(page, encoding="utf-8")
     print_table(title, ("metric", "champion", "challenger"), figures)
     print_table("vetoes", header[:4], [row[:4] for row in rows])
     say(f"verdict: {comparison.verdict} ({comparison.reason})")
+
+
+def _inline(picture: Path) -> str:
+    """A page that is one file can be sent on, and shown where MLflow shows it."""
+    return base64.b64encode(picture.read_bytes()).decode()
 
 
 def _side_by_side(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:

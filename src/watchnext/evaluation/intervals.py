@@ -1,6 +1,6 @@
 """Means, and how much one model's differs from another's, with the interval that other users would have moved them in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -228,13 +228,7 @@ def bca(
     users = len(totals)
     sums = totals.sum(axis=0)
     value = float(statistic(sums))
-    rng = np.random.default_rng([seed, users, resamples])
-    draws = np.empty(resamples)
-    step = max(1, _DRAWS_AT_ONCE // users)
-    for begin in range(0, resamples, step):
-        rows = min(step, resamples - begin)
-        weights = rng.multinomial(users, np.full(users, 1 / users), size=rows).astype(np.float64)
-        draws[begin : begin + rows] = statistic(weights @ totals)
+    draws = np.concatenate([statistic(weights @ totals) for weights in _weights(users, resamples, seed)])
     draws = draws[np.isfinite(draws)]
     spread = draws.std() if len(draws) else 0.0
     if spread <= 1e-12:  # They agree on every user, or there is one user alone.
@@ -253,6 +247,15 @@ def bca(
         low, high = _quantiles(draws, z0 + (z0 + z) / (1.0 - a * (z0 + z)))
         found.append(Change(value, float(low), float(high), float(spread)))
     return found
+
+
+def _weights(users: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each user is drawn, float64 [some resamples, num_users], in parts that fit into memory."""
+    rng = np.random.default_rng([seed, users, resamples])
+    step = max(1, _DRAWS_AT_ONCE // users)
+    for begin in range(0, resamples, step):
+        rows = min(step, resamples - begin)
+        yield rng.multinomial(users, np.full(users, 1 / users), size=rows).astype(np.float64)
 
 
 def _quantiles(draws: np.ndarray, z: np.ndarray) -> np.ndarray:
