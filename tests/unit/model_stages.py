@@ -51,6 +51,7 @@ def run_model_stages(root: Path, tables: Path, features: Path, *, epochs: int, b
             reports / "train_ranking",
         ),
         "evaluate": evaluate(
-            EvaluateParams(), recommend, features, retrieval, index, sources, ranking, reports / "evaluate"
+            EvaluateParams(), recommend, tables, features, retrieval, index, sources, ranking,
+            reports / "evaluate",
         ),
     }  # fmt: skip

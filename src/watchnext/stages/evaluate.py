@@ -1,5 +1,6 @@
 """Stage `evaluate`: models, index and baselines on the gate day, which no choice before it has looked at."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,11 +16,13 @@ class Params(Section):
     largest_k: int = Field(default=200, ge=2)
     blend_events: int = Field(default=5_000, ge=1)
     drift_impressions: int = Field(default=20_000, ge=2)
+    parity_requests: int = Field(default=500, ge=1)
 
 
 def evaluate(
     params: Params,
     recommend: RecommendParams,
+    tables: Path,
     features: Path,
     retrieval: Path,
     index: Path,
@@ -40,12 +43,14 @@ def evaluate(
     from watchnext.evaluation.candidates import evaluate_blend, nominated_by, score_drift, stored_scorer
     from watchnext.evaluation.plots import plot_recall_by_k, plot_reliability
     from watchnext.features.batches import ADDED_INPUTS, Encoder
+    from watchnext.features.ranking_features import features_named
     from watchnext.index.scann import ScannSearcher
     from watchnext.models import nominations
     from watchnext.models.candidate_sources import Corpus, MostPopular, read_videos
     from watchnext.models.new_videos import is_late, trained_until_us
     from watchnext.models.ranking import load_ranker
     from watchnext.models.retrieval import load_query_tower
+    from watchnext.recommend.parity import compare_features
 
     out_report.mkdir(parents=True, exist_ok=True)
     encoder = Encoder.load(features).with_inputs(sources / ADDED_INPUTS)
@@ -98,6 +103,26 @@ def evaluate(
     past = offline.evaluate_past_watch_time(
         features / "video_statistics", day, impressions, encoder.manifest["time_zone"]
     )
+    parity = compare_features(
+        tables,
+        features,
+        "gate",
+        day,
+        features_named(encoder.manifest["inputs"]["ranking"]),
+        params.parity_requests,
+    )
+    if parity.mismatches:
+        say(
+            f"evaluate: serving makes {len(parity.mismatches)} of {parity.values} features otherwise than the pipeline"
+        )
+        print_table(
+            f"{parity.requests} requests of the gate day",
+            ("feature", "mismatches", "request_id", "video_id", "stored", "served"),
+            [
+                (name, number, first.request_id, first.video_id, first.stored, first.served)
+                for name, number, first in parity.offenders()
+            ],
+        )
     trained = json.loads((ranking / "manifest.json").read_text())["params"]
     odds = trained["odds"]
     bins = metrics.calibration(expected_s, result.clicked, result.watch_time_s)
@@ -131,6 +156,8 @@ def evaluate(
         **blended,
         **drift,
         "index_recall_at_100": offline.index_recall(tower, searcher, candidates, encoder, events, 100),
+        "feature_mismatches": len(parity.mismatches),
+        "feature_requests": parity.requests,
         "impressions": len(result.scores),
         "pair_group": result.group_kind,
         **result.metrics(),
@@ -154,8 +181,15 @@ def evaluate(
         out_report / "recall_by_k.png",
     )
     plot_reliability(bins, out_report / "reliability.png")
-    report = {"metrics": values, "reliability": {name: array.tolist() for name, array in bins.items()}}
-    (out_report / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+    report = {
+        "metrics": values,
+        "reliability": {name: array.tolist() for name, array in bins.items()},
+        "feature_mismatches": {
+            name: {"mismatches": number, "first": dataclasses.asdict(first)}
+            for name, number, first in parity.offenders()
+        },
+    }
+    (out_report / "evaluation.json").write_text(json.dumps(report, indent=1, default=str) + "\n")
     print_table(
         f"gate day {gate}",
         ("metric", "model", "baseline"),

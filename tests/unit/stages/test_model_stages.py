@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from model_stages import run_model_stages
@@ -77,7 +78,39 @@ def test_models_of_another_vocabulary_are_refused(world_features, tmp_path):
         )
 
 
-def test_without_a_gate_day_nothing_is_judged(made, world_features, tmp_path):
+def test_a_feature_that_serving_makes_otherwise_is_counted_and_named(
+    made, world_tables, world_features, tmp_path, capsys
+):
+    root, metrics = made
+    assert metrics["evaluate"]["feature_mismatches"] == 0
+    assert metrics["evaluate"]["feature_requests"] > 20
+    features = shutil.copytree(world_features, tmp_path / "features")
+    for part in (features / "ranking_examples" / "gate").glob("part-*.parquet"):
+        table = pq.read_table(part)
+        column = table.column_names.index("user_impressions")
+        pq.write_table(table.set_column(column, "user_impressions", pc.add(table[column], 1.0)), part)
+    found = evaluate(
+        EvaluateParams(parity_requests=10),
+        RecommendParams(),
+        world_tables,
+        features,
+        root / "retrieval",
+        root / "index",
+        root / "sources",
+        root / "ranking",
+        tmp_path / "report",
+    )
+    assert found["feature_requests"] == 10
+    report = json.loads((tmp_path / "report" / "evaluation.json").read_text())["feature_mismatches"]
+    assert list(report) == ["user_impressions"]
+    assert report["user_impressions"]["mismatches"] == found["feature_mismatches"] >= 10
+    first = report["user_impressions"]["first"]
+    assert first["stored"] == first["served"] + 1
+    told = capsys.readouterr()
+    assert "user_impressions" in told.out + told.err
+
+
+def test_without_a_gate_day_nothing_is_judged(made, world_tables, world_features, tmp_path):
     root, _ = made
     features = shutil.copytree(world_features, tmp_path / "features")
     manifest = json.loads((features / "manifest.json").read_text())
@@ -86,6 +119,7 @@ def test_without_a_gate_day_nothing_is_judged(made, world_features, tmp_path):
     found = evaluate(
         EvaluateParams(),
         RecommendParams(),
+        world_tables,
         features,
         root / "retrieval",
         root / "index",
