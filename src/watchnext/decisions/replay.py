@@ -1,8 +1,8 @@
 """The shadow comparison: champion and challenger answer the same requests of the shadow day.
 
 Every request is answered by both from what was known at its instant. Overlap of the slates, their hits, errors and
-latency can veto a challenger. They cannot show that users would watch more: that takes causal evidence. The
-setting `evidence: offline` crowns a challenger that nothing vetoes all the same, and the version says so.
+latency can veto a challenger. They cannot show that users would watch more: that takes causal evidence (see `causal`).
+The setting `evidence: offline` crowns a challenger that nothing vetoes all the same, and the version says so.
 """
 
 import base64
@@ -21,6 +21,7 @@ from watchnext.bundle import read_digest
 from watchnext.config import Exclude, Section
 from watchnext.console import print_table, say, track
 from watchnext.data.split import day_begins_at
+from watchnext.decisions.causal import Page, Shown, watch_time_check
 from watchnext.decisions.forest import forest_plot
 from watchnext.decisions.gate import (
     Check,
@@ -45,6 +46,7 @@ from watchnext.registry import Registry, UnusableBundleError, Version
 
 if TYPE_CHECKING:
     from watchnext.evaluation.intervals import Change
+    from watchnext.features.ranking_features import VideoStatistics
 
 Verdict = Literal["crown", "keep", "continue"]
 Evidence = Literal["offline", "causal"]
@@ -54,7 +56,7 @@ RBO_PERSISTENCE = 0.9
 
 _WARM_UP = 5
 
-_FORMAT = 2
+_FORMAT = 3
 """Raise it when a change of this code changes what a comparison means: the same two are then compared anew."""
 
 T = TypeVar("T")
@@ -110,6 +112,7 @@ class Paired:
             first slate_length places; NaN where there were none.
         latency_ms: champion's and challenger's.
         errors: what champion and challenger failed with; "" for an answer.
+        slates: champion's and challenger's, best first; empty for an error.
     """
 
     overlap: float
@@ -117,6 +120,7 @@ class Paired:
     hits: tuple[float, float]
     latency_ms: tuple[float, float]
     errors: tuple[str, str]
+    slates: tuple[Sequence[Id], Sequence[Id]] = ((), ())
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Request:
-    """A logged request of the shadow day, and what its user completed later that day."""
+    """A logged request of the shadow day, what its user completed later that day, and the page that it got."""
 
     user_id: Id
     at: datetime
@@ -150,6 +154,7 @@ class Request:
     device: str | None
     logged_in: bool | None
     watched_later: frozenset[Id]
+    shown: tuple[Shown, ...] = ()
 
 
 def rank_biased_overlap(
@@ -215,11 +220,12 @@ def read_requests(tables: Path, day: date, time_zone: str, how_many: int) -> lis
         present = [column for column in columns if column in dataset.schema.names]
         return dataset.to_table(columns=present, filter=inside)
 
-    columns = ("request_id", "user_id", "shown_at", "surface", "device", "logged_in")
-    impressions = rows("impressions", "shown_at", columns)
+    of_request = ("user_id", "shown_at", "surface", "device", "logged_in")
+    of_page = ("video_id", "position", "propensity", "watch_time_s")
+    impressions = rows("impressions", "shown_at", ("request_id", *of_request, *of_page))
     if impressions.num_rows == 0:
         raise InputError(f"no requests on the shadow day {day}", where=str(tables / "impressions"))
-    others = [name for name in impressions.column_names if name != "request_id"]
+    others = [name for name in impressions.column_names if name in of_request]
     firsts = impressions.group_by("request_id", use_threads=False).aggregate(
         [(name, "min") for name in others]
     )
@@ -227,6 +233,16 @@ def read_requests(tables: Path, day: date, time_zone: str, how_many: int) -> lis
     firsts = firsts.sort_by([("shown_at", "ascending"), ("request_id", "ascending")])
     places = np.unique(np.linspace(0, firsts.num_rows - 1, min(how_many, firsts.num_rows)).astype(int))
     chosen = firsts.take(pa.array(places)).to_pylist()
+    pages: dict[Id, list[Shown]] = {row["request_id"]: [] for row in chosen}
+    for row in impressions.filter(
+        pc.is_in(
+            impressions["request_id"], value_set=firsts["request_id"].take(pa.array(places)).combine_chunks()
+        )
+    ).to_pylist():
+        if row.get("position") is not None:
+            pages[row["request_id"]].append(
+                Shown(row["video_id"], row["position"], row.get("propensity"), row.get("watch_time_s") or 0.0)
+            )
 
     watches = rows("watches", "watched_at", ("user_id", "video_id", "watched_at", "completed"))
     users = pa.array(sorted({row["user_id"] for row in chosen}), watches.schema.field("user_id").type)
@@ -246,6 +262,7 @@ def read_requests(tables: Path, day: date, time_zone: str, how_many: int) -> lis
                 for watched_at, video in by_user.get(row["user_id"], ())
                 if watched_at >= row["shown_at"]
             ),
+            shown=tuple(pages[row["request_id"]]),
         )
         for row in chosen
     ]
@@ -271,17 +288,11 @@ def replay(
         day: the shadow day.
         length: of the slates.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from watchnext.features.ranking_features import RequestContext, VideoStatistics
+    from watchnext.features.ranking_features import RequestContext
     from watchnext.recommend.state import UserStates
 
     states = UserStates.read(tables, {request.user_id for request in requests})
-    parts = sorted((features / "video_statistics").glob("part-*.parquet"))
-    statistics = VideoStatistics.from_table(
-        pa.concat_tables([pq.read_table(part, filters=[("day", "=", day)]) for part in parts])
-    )
+    statistics = _statistics(features, day)
     both = (champion, challenger)
 
     def answer(recommender: Recommender, request: Request) -> tuple[Slate | None, float, str]:
@@ -322,6 +333,7 @@ def replay(
                 hits=(_hits(first, request), _hits(second, request)),
                 latency_ms=(answers[0][1], answers[1][1]),
                 errors=(answers[0][2], answers[1][2]),
+                slates=(list(first), list(second)),
             )
         )
     return paired
@@ -358,6 +370,7 @@ def decide(
     *,
     length: int,
     evidence: Evidence,
+    causal: Check | None = None,
 ) -> Comparison:
     """Weigh the figures of the shadow day.
 
@@ -367,6 +380,7 @@ def decide(
         vetoes: bounds and reasons.
         length: of the slates.
         evidence: what it takes to crown.
+        causal: whether users would watch more, where that is asked for.
     """
     ours, theirs = (
         {name.removeprefix(who): value for name, value in metrics.items() if name.startswith(who)}
@@ -412,15 +426,22 @@ def decide(
             slower.reason,
         )
     )
+    if causal is not None:
+        checks.append(causal)
     raised = [check.name for check in checks if check.outcome == "failed"]
-    unjudged = [check.name for check in checks if check.outcome == "not judged"]
+    unjudged = [check.name for check in checks if check.outcome == "not judged" and check is not causal]
     if raised:
         return Comparison("keep", "vetoed: " + ", ".join(raised), evidence, tuple(checks), metrics)
     if unjudged:
         reason = "could not be judged: " + ", ".join(unjudged)
         return Comparison("continue", reason, evidence, tuple(checks), metrics)
+    if evidence == "causal" and causal is not None and causal.outcome == "passed":
+        reason = "no veto, and by the logged propensities users would watch more"
+        return Comparison("crown", reason, evidence, tuple(checks), metrics)
     if evidence == "causal":
         reason = "no veto, but there is no causal evidence yet that users would watch more"
+        if causal is not None:
+            reason += f": {causal.value}"
         return Comparison("continue", reason, evidence, tuple(checks), metrics)
     reason = "no veto on the shadow day; by offline evidence alone, as `evidence: offline` allows"
     return Comparison("crown", reason, evidence, tuple(checks), metrics)
@@ -580,6 +601,7 @@ def _restored(kept: Mapping[str, Any]) -> tuple[Comparison, list[Paired]]:
             _two(math.nan if hits is None else hits for hits in pair["hits"]),
             _two(pair["latency_ms"]),
             _two(pair["errors"]),
+            _two(pair["slates"]),
         )
         for pair in kept["paired"]
     ]
@@ -660,7 +682,41 @@ def _compare(
     metrics = summarize(paired, rules["slate_length"]) | change_metrics(changes)
     for who, measured in (("champion", theirs), ("challenger", ours)):
         metrics |= {f"{who}_{metric}": value for metric, value in measured.metrics.items()}
-    return decide(metrics, changes, vetoes, length=rules["slate_length"], evidence=evidence), paired
+    causal = None
+    if evidence == "causal":
+        causal, figures = _causal_check(asked, paired, features, day)
+        metrics |= figures
+    comparison = decide(
+        metrics, changes, vetoes, length=rules["slate_length"], evidence=evidence, causal=causal
+    )
+    return comparison, paired
+
+
+def _causal_check(
+    asked: Sequence[Request], paired: Sequence[Paired], features: Path, day: date
+) -> tuple[Check, dict[str, float]]:
+    statistics = _statistics(features, day)
+
+    def expected_s(video_id: Id) -> float:
+        past = statistics.of(video_id)
+        return past.watch_time_ms / 1000 / past.impressions if past.impressions else 0.0
+
+    pages = [
+        Page(request.user_id, request.shown, pair.slates) for request, pair in zip(asked, paired, strict=True)
+    ]
+    return watch_time_check(pages, expected_s)
+
+
+def _statistics(features: Path, day: date) -> "VideoStatistics":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from watchnext.features.ranking_features import VideoStatistics
+
+    parts = sorted((features / "video_statistics").glob("part-*.parquet"))
+    return VideoStatistics.from_table(
+        pa.concat_tables([pq.read_table(part, filters=[("day", "=", day)]) for part in parts])
+    )
 
 
 def _not_comparable(problem: str, evidence: Evidence) -> Comparison:

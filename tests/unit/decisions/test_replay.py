@@ -12,7 +12,7 @@ from tiny_world import BEGIN, DAYS, GATE_DAY, SHADOW_DAY, USERS, make_bundle, vi
 
 from watchnext.bundle import Bundle
 from watchnext.decisions import gate, replay
-from watchnext.decisions.gate import Checks, Decision, promote_bundle
+from watchnext.decisions.gate import Check, Checks, Decision, promote_bundle
 from watchnext.decisions.replay import (
     Comparison,
     Paired,
@@ -158,6 +158,11 @@ def test_without_causal_evidence_nobody_is_crowned_where_it_is_asked_for() -> No
     decision = decide(same, exact(same), Vetoes(), length=20, evidence="causal")
     assert (decision.verdict, decision.evidence) == ("continue", "causal")
     assert "no causal evidence yet" in decision.reason
+    for outcome, verdict in (("passed", "crown"), ("failed", "keep"), ("not judged", "continue")):
+        causal = Check("watch_time_s_per_impression", "figures", "above 0", outcome, "why")
+        decision = decide(same, exact(same), Vetoes(), length=20, evidence="causal", causal=causal)
+        assert decision.verdict == verdict
+        assert causal in decision.checks
     failing = figures(challenger_errors=1.0)
     vetoed = decide(failing, exact(failing), Vetoes(), length=20, evidence="causal")
     assert vetoed.verdict == "keep"
@@ -392,6 +397,7 @@ def test_asked_for_causal_evidence_the_challenger_waits(
     waiting = stage.compare(equal_bundle, evidence="causal")
     assert waiting is not None
     assert waiting["verdict"] == "continue"
+    assert "rows have impressions without a propensity" in waiting["reason"]
     assert stage.roles() == {"champion": 1, "challenger": 2}
     assert stage.compare(equal_bundle, evidence="causal") is None
     crowned = stage.compare(equal_bundle, evidence="offline")
