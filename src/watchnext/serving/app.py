@@ -11,11 +11,12 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import APIKeyHeader
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,6 +36,13 @@ log = logging.getLogger("watchnext.serving")
 
 T = TypeVar("T")
 
+_COMPARE_WAIT_S = 3.0
+_PAGE = Path(__file__).parent / "page"
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+}
 _GUARDED = ("/v1/", "/metrics")
 _KEY_HEADER = "X-API-Key"
 
@@ -142,14 +150,50 @@ def make_app(
             served = service.champion
             if served is None:
                 raise NoChampionError
-            now = service.now()
-            return service.add([_event(one, place, now, served) for place, one in enumerate(body.events)])
+            # Each has an instant of its own, so that a batch without instants keeps its order.
+            return service.add(
+                [_event(one, place, service.now(), served) for place, one in enumerate(body.events)]
+            )
 
         new = await desk.run(add)
         accepted, duplicates = sum(new), len(new) - sum(new)
         metrics.took_events(accepted, duplicates)
         request.state.told = {"accepted": accepted, "duplicates": duplicates}
         return JSONResponse({"accepted": accepted, "duplicates": duplicates})
+
+    @app.post("/v1/compare", response_model=messages.CompareResponse, dependencies=guarded)
+    async def compare(body: messages.CompareRequest) -> Response:
+        """What champion and challenger would show a user now; neither is taken for shown."""
+        context = body.context.model_dump(exclude_none=True)
+
+        def both() -> dict[str, Any]:
+            answered = service.recommend(str(body.user_id), body.how_many, context=context)
+            challenger, why_not = mirror.ask(answered, body.how_many, context, _COMPARE_WAIT_S)
+            return {"champion": messages.told(answered), "challenger": challenger, "why_not": why_not}
+
+        return JSONResponse(await desk.run(both))
+
+    @app.get("/v1/users", response_model=messages.UsersResponse, dependencies=guarded)
+    async def users(at_most: messages.AtMost = 20) -> Response:
+        """Some users that have events."""
+        return JSONResponse({"user_ids": await desk.run(lambda: service.store.user_ids(at_most))})
+
+    @app.get(
+        "/v1/users/{user_id:path}/history", response_model=messages.HistoryResponse, dependencies=guarded
+    )
+    async def history(user_id: messages.Text, at_most: messages.AtMost = 20) -> Response:
+        """How much is known of a user, and the last watches and searches, latest first."""
+        return JSONResponse(
+            await desk.run(lambda: messages.past(user_id, service.store.events(user_id), at_most))
+        )
+
+    @app.get("/", include_in_schema=False)
+    @app.get("/page.css", include_in_schema=False)
+    @app.get("/page.js", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        """The page for people: three files, and nothing from elsewhere."""
+        name = request.url.path.removeprefix("/") or "index.html"
+        return FileResponse(_PAGE / name, headers=_PAGE_HEADERS)
 
     @app.get("/v1/models", response_model=messages.ModelsResponse, dependencies=guarded)
     async def models() -> messages.ModelsResponse:

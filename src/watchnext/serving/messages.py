@@ -1,13 +1,14 @@
 """What clients send and are sent. Everything that comes in is bounded, and unknown fields are refused."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, StringConstraints
 
-from watchnext.features.history import to_microseconds
+from watchnext.features.history import end_of_watch, to_microseconds
 from watchnext.recommend.recommender import MAX_SLATE
+from watchnext.serving.events import Event, rows_of
 from watchnext.serving.service import Answer
 
 MAX_BODY_BYTES = 1 << 20
@@ -20,10 +21,11 @@ CLOCK_SKEW_S = 300.0
 _MICROSECOND = datetime.timedelta(microseconds=1)
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
-_Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)]
+Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)]
+AtMost = Annotated[int, Field(ge=1, le=1000)]
 _Label = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
 _Integer = Annotated[StrictInt, Field(ge=-(1 << 63), lt=1 << 63)]
-GivenId = _Integer | _Text
+GivenId = _Integer | Text
 """An id: an integer or text. A user whose id is 7 is the user "7"."""
 
 
@@ -58,6 +60,14 @@ class RecommendRequest(_Incoming):
     )
 
 
+class CompareRequest(_Incoming):
+    """A request for what both models would show."""
+
+    user_id: GivenId
+    how_many: Annotated[int, Field(strict=True, ge=1, le=100)] = 20
+    context: Context = Context()
+
+
 class _Event(_Incoming):
     id: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200)] = Field(
         description="unique among the user's events; an event that is sent again has the same id"
@@ -76,7 +86,7 @@ class WatchEvent(_Event):
     watch_time_s: Annotated[float, Field(ge=0.0, le=MAX_WATCH_TIME_S)]
     completed: Annotated[bool, Field(strict=True)] = Field(description="whether the video was completed")
     origin: _Label | None = Field(None, description="what led to it: home, search, external, ...")
-    request_id: _Text | None = Field(
+    request_id: Text | None = Field(
         None, description="the slate that it came from: its impression is clicked"
     )
 
@@ -93,7 +103,7 @@ class ImpressionEvent(_Event):
     """A video that something else than this server put before the user."""
 
     type: Literal["impression"]
-    request_id: _Text = Field(description="the page that it was on")
+    request_id: Text = Field(description="the page that it was on")
     video_id: GivenId
     shown_at: AwareDatetime | None = Field(None, description="without it, now")
     position: Annotated[int, Field(strict=True, ge=0, lt=1 << 31)] | None = None
@@ -148,6 +158,41 @@ class RecommendResponse(BaseModel):
     videos: list[Video]
     personal: bool = Field(description="whether candidates came from the user's own past")
     degraded: str = Field(description="what the answer had to do without; empty if nothing")
+
+
+class CompareResponse(BaseModel):
+    """Two slates for one request."""
+
+    champion: RecommendResponse
+    challenger: RecommendResponse | None
+    why_not: str = Field(description="why there is no slate of the challenger; empty if there is")
+
+
+class UsersResponse(BaseModel):
+    """Some users that have events."""
+
+    user_ids: list[str]
+
+
+class PastEvent(BaseModel):
+    """A watch (`video_id`) or a search (`query`)."""
+
+    at: datetime.datetime = Field(description="when it was known: a watch when it ended")
+    video_id: int | str | None
+    watch_time_s: float | None
+    completed: bool | None
+    query: str | None
+
+
+class HistoryResponse(BaseModel):
+    """What is known of a user: how many events, and the last watches and searches, latest first."""
+
+    user_id: str
+    watches: int
+    impressions: int
+    searches: int
+    before_logs: int = Field(description="videos of before the logs began")
+    last: list[PastEvent]
 
 
 class ServedModel(Model):
@@ -225,3 +270,27 @@ def _iso(instant: int | datetime.datetime | None) -> str | None:
     if instant is None:
         return None
     return (_EPOCH + to_microseconds(instant) * _MICROSECOND).isoformat()
+
+
+def past(user_id: str, events: Iterable[Event], at_most: int) -> dict[str, Any]:
+    """A `HistoryResponse` as JSON has it."""
+    rows = rows_of(events)
+    watches, searches = rows.get("watches", []), rows.get("searches", [])
+    last: list[dict[str, Any]] = [
+        {
+            "at": end_of_watch(row["watched_at"], row["watch_time_s"])
+            if "watched_at" in row
+            else row["searched_at"],
+            **{name: row.get(name) for name in ("video_id", "watch_time_s", "completed", "query")},
+        }
+        for row in [*watches, *searches]
+    ]
+    last.sort(key=lambda event: event["at"], reverse=True)
+    return {
+        "user_id": user_id,
+        "watches": len(watches),
+        "impressions": len(rows.get("impressions", [])),
+        "searches": len(searches),
+        "before_logs": len(rows.get("history", [])),
+        "last": [{**event, "at": _iso(event["at"])} for event in last[:at_most]],
+    }
