@@ -53,7 +53,12 @@ def benchmark(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
         fold.save(work / f"fold-{day}")
         held[day] = fold.held
         say(f"{day}: {len(fold.held):,} impressions after {len(fold.training):,}")
-    leak = leak_check(examples, [held[day] for day in tests], tests)
+    of_tests = np.isin(examples.day, np.array(tests, "datetime64[D]"))
+    leak = leak_check(
+        examples.held[data.LEAK][of_tests],
+        examples.live[data.LEAK][of_tests],
+        [held[day] for day in tests],
+    )
 
     def folds(of: Sequence[dt.date]) -> list[str]:
         return [str(work / f"fold-{day}") for day in of]
@@ -113,23 +118,25 @@ def benchmark(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
     }
 
 
-def leak_check(examples: data.Examples, rows: Sequence[Rows], days: Sequence[dt.date]) -> dict[str, float]:
+def leak_check(held: np.ndarray, live: np.ndarray, rows: Sequence[Rows]) -> dict[str, float]:
     """A score that knows nothing of videos, and so has to tie within every group.
 
+    Args:
+        held: [rows of all days] the user's click rate so far, as the models are given it.
+        live: the same as of each impression.
+        rows: the days.
+
     Returns:
-        leak_check_loss, of the negated running click rate of the user, which is 0.5; and the same if what is known of
-        the user were left to move within a group.
+        leak_check_loss, of the negated rate as the models are given it, which is 0.5; and leak_check_live_loss.
 
     Raises:
         CannotMeasure: it is not 0.5.
     """
-    of_day = np.isin(examples.day, np.array(days, "datetime64[D]"))
-    held, live = (
-        -np.nan_to_num(inputs[data.LEAK][of_day].astype(np.float64))
-        for inputs in (examples.held, examples.live)
-    )
     ends = np.cumsum([len(one) for one in rows])[:-1]
-    loss, live_loss = (measure.pooled_loss(np.split(scores, ends), rows) for scores in (held, live))
+    loss, live_loss = (
+        measure.pooled_loss(np.split(-np.nan_to_num(rate.astype(np.float64)), ends), rows)
+        for rate in (held, live)
+    )
     say(
         f"leak check: the negated click rate of the user has a loss of {loss:.6f} on the rows that are judged, and "
         f"{live_loss:.4f} with features as of each impression"

@@ -74,15 +74,21 @@ class Examples:
         self.day = local.cast(pa.date32()).to_numpy()
         self.groups, self.group_kind = group_impressions(table, zone)
         self.users = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-        self.specs: tuple[FeatureSpec, ...] = self.encoder.ranking_features
-        self.live = self.encoder.encode_ranking(table)
-        self.clicked = self.live.pop("clicked") > 0
-        self.watch_time_s = np.where(self.clicked, np.nan_to_num(self.live.pop("watch_time_s")), 0.0)
+        self.clicked = table["clicked"].to_numpy().astype(bool)
+        watched_s = pc.fill_null(table["watch_time_s"], 0.0).to_numpy()
+        self.watch_time_s = np.where(self.clicked, watched_s, 0.0)
+        # What nothing that has yet to be ranked has, no model is given.
+        self.specs: tuple[FeatureSpec, ...] = tuple(
+            spec for spec in self.encoder.ranking_features if not spec.training_only
+        )
+        self.live = self._encoded(table)
         self.held = self.live
         if self.group_kind != REQUEST:
-            arrays = self.encoder.encode_ranking(hold_openings(table))
-            arrays = {name: arrays[name] for name in self.live}
-            self.held = hold_query_side(arrays, self.specs, self.groups)
+            self.held = hold_query_side(self._encoded(hold_openings(table)), self.specs, self.groups)
+
+    def _encoded(self, table: pa.Table) -> dict[str, np.ndarray]:
+        arrays = self.encoder.encode_ranking(table)
+        return {spec.name: arrays[spec.name] for spec in self.specs}
 
     def fold(self, day: dt.date, training: str) -> Fold:
         """Everything before `day` to learn from, and the impressions of `day` to score.

@@ -10,7 +10,23 @@ from watchnext import config
 from watchnext.stages import train_ranking
 
 NAME = "watchnext"
-MODELS: dict[str, dict[str, Any]] = {NAME: {"configs": [{}, {"hidden_units": [1024, 512, 256]}], "passes": 4}}
+MODELS: dict[str, dict[str, Any]] = {
+    NAME: {
+        "configs": [
+            {},
+            {"odds": "unclicked"},
+            {
+                "odds": "unclicked",
+                "unit_s": 60.0,
+                "hidden_units": [256, 128],
+                "batch_size": 512,
+                "learning_rate": 0.005,
+            },
+            {"odds": "unclicked", "hidden_units": []},
+        ],
+        "passes": 4,
+    }
+}
 """What is tried, as changes to params.yaml's `train_ranking`."""
 
 
