@@ -17,6 +17,9 @@ import pyarrow.compute as pc
 BELOW_ONE = float(np.nextafter(np.float32(1.0), np.float32(0.0)))
 """The largest normalised value: the greatest float32 below 1."""
 
+LARGEST = 1e38
+"""Stands for infinity: the difference of two such values is still a float32."""
+
 
 SAMPLE_ROWS = 4_000_000
 """Quantiles are taken over about so many examples at most: their standard error is then below 0.0003 of the rows."""
@@ -50,7 +53,7 @@ def compute_boundaries(
     for name in names:
         # One column at a time is all that has to fit into memory.
         values = pc.drop_null(examples.select(name).to_pyarrow()[name]).to_numpy()
-        values = values[~np.isnan(values)]
+        values = np.clip(values[~np.isnan(values)], -LARGEST, LARGEST)
         boundaries[name] = np.quantile(values, positions).tolist() if len(values) else []
     return boundaries
 
@@ -71,7 +74,8 @@ def normalize(x: npt.ArrayLike, boundaries: npt.ArrayLike) -> npt.NDArray[np.flo
     """The cumulative distribution at x, in [0, 1): the reference that the ranking model's graph is held to.
 
     Between two boundaries linear; at a value that several boundaries share, the middle of their places, so
-    that a constant feature is 0.5. Below the smallest boundary 0, above the largest `BELOW_ONE`.
+    that a constant feature is 0.5. Below the smallest boundary 0, above the largest `BELOW_ONE`. Infinite values and
+    boundaries count as +-LARGEST.
 
     Args:
         x: values, any shape; NaN = missing.
@@ -81,8 +85,8 @@ def normalize(x: npt.ArrayLike, boundaries: npt.ArrayLike) -> npt.NDArray[np.flo
         Same shape as x. Missing values, and every value of a feature without boundaries, are 0; that they are
         missing is told to a model by another input.
     """
-    values = np.asarray(x, dtype=np.float64)
-    edges = np.asarray(boundaries, dtype=np.float64)
+    values = np.clip(np.asarray(x, dtype=np.float64), -LARGEST, LARGEST)
+    edges = np.clip(np.asarray(boundaries, dtype=np.float64), -LARGEST, LARGEST)
     if edges.ndim != 1:
         raise ValueError(f"boundaries must have one axis, they have shape {edges.shape}")
     if edges.size == 0:

@@ -9,7 +9,7 @@ import tensorflow_recommenders as tfrs
 
 from watchnext.errors import InputError
 from watchnext.features.batches import FeatureSpec
-from watchnext.features.quantiles import BELOW_ONE
+from watchnext.features.quantiles import BELOW_ONE, LARGEST
 from watchnext.models import training
 from watchnext.models.checkpoints import Checkpoints
 from watchnext.models.losses import Odds, expected_watch_time_s, weighted_logistic_loss
@@ -33,7 +33,14 @@ _ROWS = "the query side has neither one row nor one per impression: rows of both
 class QuantileNormalizer(tf.keras.layers.Layer):
     """The cumulative distribution of each continuous feature, in the graph (paper, section 4.1).
 
-    The same function as `watchnext.features.quantiles.normalize`, for all features at once; missing stays NaN.
+    The same function as `watchnext.features.quantiles.normalize`, for all features at once; missing stays NaN. With u
+    the distinct boundaries of a feature, of which u_k stands at the places first_k to last_k of n, and u_k the first one
+    that is not below x:
+
+        x = u_k               (first_k + last_k) / 2 / (n - 1)
+        u_{k-1} < x < u_k     ( last_{k-1} + (x - u_{k-1}) / (u_k - u_{k-1}) * (first_k - last_{k-1}) ) / (n - 1)
+
+    so that a row of a table per interval, found by one binary search, says all.
 
     Args:
         boundaries: one ascending array per feature; empty for a feature that is always missing.
@@ -41,37 +48,41 @@ class QuantileNormalizer(tf.keras.layers.Layer):
 
     def __init__(self, boundaries: Sequence[np.ndarray]) -> None:
         super().__init__(name="quantile_normalizer", trainable=False)
-        longest = max((len(edges) for edges in boundaries), default=0) or 1
-        padded = np.full((len(boundaries), longest), np.inf, np.float32)
-        for row, edges in enumerate(boundaries):
-            padded[row, : len(edges)] = edges
-        self.edges = tf.constant(padded)
-        self.sizes = tf.constant([len(edges) for edges in boundaries], tf.int32)
+        rows = [_intervals(np.clip(edges, -LARGEST, LARGEST).astype(np.float32)) for edges in boundaries]
+        longest = max((len(row) for row in rows), default=1)
+        # What pads a feature with fewer boundaries lies behind its last interval and is never found.
+        table = np.stack([np.pad(row, ((0, longest - len(row)), (0, 0)), mode="edge") for row in rows])
+        self.edges = tf.constant(table[:, :, 0])
+        self.table = tf.constant(table)
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
         """[num_examples, num_features], NaN = missing -> the same shape, in [0, 1), NaN where missing."""
-        by_feature = tf.transpose(values)
-        missing = tf.math.is_nan(by_feature)
-        x = tf.where(missing, 0.0, by_feature)
-        size = self.sizes[:, tf.newaxis]
-        left = tf.searchsorted(self.edges, x, side="left")
-        right = tf.searchsorted(self.edges, x, side="right")
-        last = tf.maximum(size - 1, 0)
-        below = tf.gather(self.edges, tf.clip_by_value(left - 1, 0, last), batch_dims=1)
-        above = tf.gather(self.edges, tf.minimum(left, last), batch_dims=1)
-        part = tf.math.divide_no_nan(x - below, above - below)
-        # At a value that several boundaries share, the middle of their places; elsewhere linear between two.
-        place = tf.where(
-            right > left,
-            tf.cast(left + right - 1, tf.float32) / 2.0,
-            tf.cast(tf.clip_by_value(left - 1, 0, last), tf.float32) + part,
-        )
-        place = tf.where(left >= size, tf.cast(last, tf.float32), place)
-        normalized = tf.clip_by_value(place / tf.maximum(tf.cast(last, tf.float32), 1.0), 0.0, BELOW_ONE)
-        only = self.edges[:, :1]
-        single = tf.where(x == only, 0.5, tf.where(x < only, 0.0, BELOW_ONE))
-        normalized = tf.where(size == 1, single, normalized)
-        return tf.transpose(tf.where(missing | (size == 0), np.nan, normalized))
+        x = tf.transpose(values)
+        missing = tf.math.is_nan(x)
+        x = tf.clip_by_value(tf.where(missing, 0.0, x), -LARGEST, LARGEST)
+        interval = tf.gather(self.table, tf.searchsorted(self.edges, x, side="left"), batch_dims=1)
+        edge, at_edge, below, width, start, rise = tf.unstack(interval, axis=-1)
+        place = tf.where(x == edge, at_edge, start + (x - below) / width * rise)
+        return tf.transpose(tf.where(missing, np.nan, tf.minimum(place, BELOW_ONE)))
+
+
+def _intervals(edges: np.ndarray) -> np.ndarray:
+    """float32 [distinct edges + 1, 6]: the upper edge of an interval and the value there, its lower edge and its width, the
+    value above the lower edge and how much it rises from there to below the upper one; +inf is the edge of the last."""
+    if len(edges) == 0:
+        return np.array([[np.inf, np.nan, 0.0, 1.0, np.nan, 0.0]], np.float32)
+    distinct, first, count = np.unique(edges, return_index=True, return_counts=True)
+    last = first + count - 1
+    highest = max(len(edges) - 1, 1)
+    upper = np.append(distinct, np.inf)
+    value = np.append((first + last) / 2 / highest, 1.0)
+    lower = np.append(0.0, distinct)
+    width = np.r_[1.0, np.diff(distinct.astype(np.float64)), 1.0]
+    start = np.append(0.0, last / highest)
+    rise = np.r_[0.0, (first[1:] - last[:-1]) / highest, 0.0]
+    if len(edges) == 1:
+        value[0], start[1] = 0.5, 1.0
+    return np.stack([upper, value, lower, width, start, rise], axis=1).astype(np.float32)
 
 
 class RankingTower(tf.keras.Model):
@@ -136,6 +147,7 @@ class RankingTower(tf.keras.Model):
         self.normalizers = {
             side: QuantileNormalizer([boundaries[name] for name in names])
             for side, names in self.continuous.items()
+            if names
         }
         self.widths = [
             sum(self.tables[spec.space].dim for spec in self.by_side[side] if spec.space is not None)
@@ -360,14 +372,11 @@ def normalize_once(
     computes again."""
     continuous = {name for names in tower.continuous.values() for name in names}
     arrays = {name: array for name, array in examples.items() if name not in continuous}
-    for side, names in tower.continuous.items():
-        if not names:
-            continue
+    for side, normalizer in tower.normalizers.items():
+        names = tower.continuous[side]
         rows = len(examples[names[0]])
         normalized = np.empty((rows, len(names)), np.float32)
-        call = tf.function(
-            tower.normalizers[side], input_signature=[tf.TensorSpec([None, len(names)], tf.float32)]
-        )
+        call = tf.function(normalizer, input_signature=[tf.TensorSpec([None, len(names)], tf.float32)])
         for begin in range(0, rows, batch_size):
             end = min(begin + batch_size, rows)
             values = np.stack([examples[name][begin:end] for name in names], axis=1)

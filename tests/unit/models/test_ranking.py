@@ -57,9 +57,17 @@ def trained():
 
 
 def test_normalisation_in_the_graph_is_the_reference():
-    boundaries = [np.array([0.0, 1.0, 1.0, 1.0, 8.0]), np.array([3.0]), np.array([]), np.array([-2.0, 5.0])]
-    values = np.array([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 8.0, 99.0, np.inf, -np.inf, np.nan], np.float32)
-    column = np.repeat(values[:, None], 4, axis=1)
+    boundaries = [
+        np.array([0.0, 1.0, 1.0, 1.0, 8.0]),
+        np.array([3.0]),
+        np.array([]),
+        np.array([-2.0, 5.0]),
+        np.array([4.0, 4.0, 4.0]),
+        np.array([-np.inf, 0.0, 2.0, np.inf, np.inf]),
+        np.array([-1.0, -1.0, 0.5, 3.0, 3.0]),
+    ]
+    values = np.array([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 8.0, 99.0, np.inf, -np.inf, np.nan], np.float32)
+    column = np.repeat(values[:, None], len(boundaries), axis=1)
     found = ranking.QuantileNormalizer(boundaries)(tf.constant(column)).numpy()
     for number, edges in enumerate(boundaries):
         missing = np.isnan(values) | (len(edges) == 0)
