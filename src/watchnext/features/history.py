@@ -269,7 +269,7 @@ def make_streams(engine: Engine, logs: Logs) -> Streams:
         "user_id", "video_id", "channel_id", "at"
     )
     topics = tables["videos"].select("video_id", topic=tables["videos"].topics).unnest(TOPIC)
-    streams["topics_of_videos"] = topics.filter(topics[TOPIC].notnull()).distinct()
+    streams["topics_of_videos"] = engine.materialize(topics.filter(topics[TOPIC].notnull()).distinct())
     streams["watches_of_topics"] = watches.inner_join(streams["topics_of_videos"], "video_id").select(
         "user_id", "video_id", TOPIC, "at"
     )
@@ -388,12 +388,13 @@ def as_of(engine: Engine, points: ir.Table, streams: Streams, quantities: Iterab
     by_key: dict[tuple[str, ...], list[AsOf]] = {}
     for one in dict.fromkeys(counted):
         by_key.setdefault(one.by, []).append(one)
-    points = engine.materialize(points)
+    asked = points = engine.materialize(points)
     for by, group in by_key.items():
+        # Of `asked`, since what has been joined to `points` by now would be joined once more to find its keys.
         if TOPIC in by:
-            state, keys = _over_topics(points, streams, by, group), [*_VIDEO_OF_USER, "at"]
+            state, keys = _over_topics(engine, asked, streams, by, group), [*_VIDEO_OF_USER, "at"]
         else:
-            state, keys = _running(points, streams, by, group), [*by, "at"]
+            state, keys = _running(asked, streams, by, group), [*by, "at"]
         points = points.left_join(state, keys).select(points, *(state[one.column] for one in group))
         # A projection of its own: Ibis cannot join further on a column computed within a join.
         points = points.mutate(
@@ -415,11 +416,14 @@ def _counted(one: AsOf) -> AsOf:
 _VIDEO_OF_USER = ("user_id", "video_id")
 
 
-def _over_topics(points: ir.Table, streams: Streams, by: tuple[str, ...], group: Sequence[AsOf]) -> ir.Table:
+def _over_topics(
+    engine: Engine, points: ir.Table, streams: Streams, by: tuple[str, ...], group: Sequence[AsOf]
+) -> ir.Table:
     """The greatest over the topics of a video: user_id, video_id, at, one column each; a row where there is a topic."""
     keys = [*_VIDEO_OF_USER, "at"]
     pairs = points.select(keys).distinct().inner_join(streams.tables["topics_of_videos"], "video_id")
-    pairs = pairs.select(*keys, TOPIC)
+    # Kept, or DuckDB joins the quantities to the topics of all videos before it looks for who was shown which.
+    pairs = engine.materialize(pairs.select(*keys, TOPIC))
     state = _running(pairs, streams, by, group)
     found = pairs.inner_join(state, [*by, "at"]).select(*keys, *(state[one.column] for one in group))
     return found.group_by(keys).aggregate(**{one.column: found[one.column].max() for one in group})
