@@ -129,7 +129,7 @@ class Change:
         value: mean of the one over mean of the other, less 1; NaN where that is no number.
         low: lower end of the interval.
         high: upper end.
-        standard_error: standard deviation of the draws of the bootstrap.
+        standard_error: standard deviation of the draws of the bootstrap; infinite for one user.
     """
 
     value: float
@@ -232,9 +232,9 @@ def bca(
     draws = draws[np.isfinite(draws)]
     spread = draws.std() if len(draws) else 0.0
     if spread <= 1e-12:  # They agree on every user, or there is one user alone.
-        unknown = users < 2
-        ends = (-np.inf, np.inf) if unknown else (value, value)
-        return [Change(value, *ends, float(spread))] * len(levels)
+        if users < 2:
+            return [Change(value, -np.inf, np.inf, np.inf)] * len(levels)
+        return [Change(value, value, value, float(spread))] * len(levels)
     share = np.mean(draws < value) + 0.5 * np.mean(draws == value)
     z0 = norm.ppf(np.clip(share, 1 / len(draws), 1 - 1 / len(draws)))
     without = statistic(sums - totals)

@@ -97,6 +97,27 @@ def test_without_power_the_check_says_what_could_have_been_seen() -> None:
     assert "this day" not in loss.bound
 
 
+@pytest.mark.parametrize(
+    ("hits", "outcome"),
+    [
+        ([1.0], "not judged"),  # one user tells nothing of others
+        ([math.nan, 1.0, 1.0], "not judged"),
+        ([1.0, 1.0, 1.0], "passed"),  # the same on every user
+        ([0.0, 0.0, 0.0], "failed"),
+    ],
+)
+def test_days_that_hardly_are_one(hits: list[float], outcome: str) -> None:
+    """Meant to fail where one user's interval had no width."""
+    counts = np.full(len(hits), 2.0)
+    ours = Measured(SAME, {"recall_at_100": PerUser(np.array(hits), counts)})
+    theirs = Measured(SAME, {"recall_at_100": PerUser(np.ones(len(hits)), counts)})
+    changes = {**dict.fromkeys(SAME, NONE), **ours.changes(theirs, 0.95)}
+    margin = Margin(margin=0.05, reason="for users")
+    check, _ = no_worse(SAME, SAME, changes, margin, margin, confidence=0.95, undecided="not judged")
+    assert check.outcome == outcome
+    assert ("this day shows" in check.bound) == (outcome == "failed")
+
+
 def in_slices(users: int, shares: dict[str, float], seed: int) -> tuple[Measured, Measured]:
     """Two models of which ours hits a share of theirs in each slice, and as many users in each."""
     rng = np.random.default_rng(seed)
