@@ -53,6 +53,9 @@ USER_SURFACE_DAY = "user_surface_day"
 FRESH_S = 7 * 86_400.0
 """Videos uploaded less than this before an impression are fresh, in seconds."""
 
+RECOMMENDED = ("home", "feed", "up_next")
+"""Origins of watches that a recommendation led to."""
+
 LIGHT_WATCHES = 5
 """Light users have completed so many watches before, or fewer, and at least one."""
 
@@ -471,6 +474,8 @@ def impression_slices(judged: pa.Table) -> dict[str, np.ndarray]:
 def event_slices(examples: Path, videos: Path) -> dict[str, np.ndarray]:
     """The same parts of a day's retrieval examples, by what was known before each watch; they have no surface.
 
+    Beside them `other_origins`, watches that no recommendation led to: the rest favours the model that recommended them.
+
     Args:
         examples: directory of the examples, e.g. retrieval_examples/gate.
         videos: the table of videos that featurize writes, for when they were uploaded.
@@ -478,12 +483,15 @@ def event_slices(examples: Path, videos: Path) -> dict[str, np.ndarray]:
     Returns:
         Name -> bool [num_events], one event per stored row, in its order.
     """
-    columns = ["history", "device", "video_id", "watched_at", "asked_at"]
+    columns = ["history", "device", "video_id", "watched_at", "asked_at", "origin"]
     events = pa.concat_tables(tables_of(examples, columns))
     slices: dict[str, np.ndarray] = {}
     if "history" in events.column_names:
         lengths = pc.fill_null(pc.list_value_length(events["history"]), 0)
         slices |= _by_past(lengths.to_numpy().astype(np.float64))
+    if "origin" in events.column_names and not pa.types.is_null(events["origin"].type):
+        recommended = pc.is_in(events["origin"], value_set=pa.array(RECOMMENDED))
+        slices["other_origins"] = pc.and_(events["origin"].is_valid(), pc.invert(recommended)).to_numpy()
     known = pa.concat_tables([pq.read_table(part) for part in sorted(videos.glob("part-*.parquet"))])
     row = pc.fill_null(pc.index_in(events["video_id"], value_set=known["video_id"]), -1).to_numpy()
     uploaded = known["uploaded_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()

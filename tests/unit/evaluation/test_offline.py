@@ -333,6 +333,7 @@ def test_watches_are_cut_into_the_same_slices(tmp_path):
             "video_id": ["old", "fresh", "late", "unknown"],
             "history": [[], ["old"], ["old"] * 5, ["old"] * 6],
             "device": ["tv", "big tv", None, "tv"],
+            "origin": ["home", "external", None, "search"],
             "watched_at": pa.array([AT] * 4, pa.timestamp("us", tz="UTC")),
             "asked_at": pa.array(asked_at, pa.timestamp("us", tz="UTC")),
         }
@@ -351,6 +352,7 @@ def test_watches_are_cut_into_the_same_slices(tmp_path):
         "fresh_videos": [False, True, True, False],
         "light_users": [False, True, True, False],
         "new_users": [True, False, False, False],
+        "other_origins": [False, True, False, True],
     }
 
 
