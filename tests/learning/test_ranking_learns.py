@@ -71,3 +71,55 @@ def test_without_a_signal_all_videos_get_the_same_odds():
     examples["video_id"] = np.random.default_rng(5).permutation(examples["video_id"])
     odds = examples["watch_time_s"].sum() / (examples["clicked"] == 0).sum()
     assert predictions(examples) == pytest.approx(np.full(4, odds), rel=0.2)
+
+
+PLACES = 5
+WITH_POSITION = (
+    *FEATURES,
+    FeatureSpec("position", "categorical", "position", None, "impression", training_only=True),
+)
+
+
+def paged_world(rows, seed, looked):
+    """Every video has the same watch time per look; what a policy likes stands on top, and looks fall with the position."""
+    rng = np.random.default_rng(seed)
+    video = rng.integers(0, 4, rows)
+    position = np.clip(video + rng.integers(-1, 3, rows), 0, PLACES - 1)
+    clicked = rng.random(rows) < 0.4 * looked[position]
+    return {
+        "video_id": (video + 1).astype(np.int32),
+        "position": (position + 1).astype(np.int32),
+        "clicked": clicked.astype(np.float32),
+        "watch_time_s": np.where(clicked, 60.0, 0.0).astype(np.float32),
+    }
+
+
+def test_the_position_takes_its_effect_upon_itself_and_is_neutral_when_served():
+    """Without the input the video that stood on top seems the better one."""
+    looked = (1.0 + np.arange(PLACES)) ** -0.6
+    examples = paged_world(60_000, 1, looked)
+    videos = {"video_id": np.arange(1, 5, dtype=np.int32)}
+    spread, models = {}, {}
+    for name, features in (("with", WITH_POSITION), ("without", FEATURES)):
+        training.start(3, deterministic=True)
+        models[name], _ = ranking.train(
+            examples, features, vocabulary_sizes={"video": 4, "position": PLACES}, boundaries={}, hidden_units=[16],
+            dims_per_doubling=2.0, odds="impressions", unit_s=10.0, cap_s=10_000.0, logit_bound=15.0, batch_size=500,
+            learning_rate=0.03, epochs=8, patience=8, seed=3, evaluate=lambda model: {},
+        )  # fmt: skip
+        spread[name] = np.ptp(ranking.predict(models[name].tower, videos)["logit"])
+    assert spread["without"] > 0.3
+    assert spread["with"] < 0.5 * spread["without"]
+    # What the logit gains from a position is, with E[T] as the odds, the logarithm of how often it is looked at.
+    tower = models["with"].tower
+    at = [
+        tower(
+            {"video_id": np.full(400, 2, np.int32), "position": np.full(400, place, np.int32)}, training=True
+        )
+        .numpy()
+        .astype(np.float64)
+        for place in range(1, PLACES + 1)
+    ]
+    found = np.array([np.median(logits) for logits in at])
+    assert np.corrcoef(found, np.log(looked))[0, 1] > 0.95
+    assert found[0] - found[-1] == pytest.approx(np.log(looked[0] / looked[-1]), rel=0.25)

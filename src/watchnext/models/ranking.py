@@ -27,6 +27,7 @@ from watchnext.models.towers import (
 
 _SIDES = ("query", "impression")
 _NORMALIZED = "normalized_"
+_UNKNOWN_SHARE = 0.1  # of training rows, see RankingTower
 _ROWS = "the query side has neither one row nor one per impression: rows of both sides"
 
 
@@ -98,6 +99,9 @@ class RankingTower(tf.keras.Model):
 
     and W_q x_q, as well as the embeddings it is made of, is computed once per request, whatever the number of candidates.
 
+    What is known in training alone, like the position, is no input of the served ranker: there it is unknown, the zero
+    vector. So that the other weights know that value, too, it is left unknown in a tenth of the training rows.
+
     Args:
         features: the inputs.
         vocabulary_sizes: id space -> number of known ids.
@@ -126,8 +130,12 @@ class RankingTower(tf.keras.Model):
         matmul_dtype: tf.DType = tf.float32,
     ) -> None:
         super().__init__(name="ranker")
+        odd = [spec.name for spec in features if spec.training_only and spec.kind != "categorical"]
+        if odd:
+            raise ValueError(f"only categories can be known in training alone: {odd}")
         self.features = tuple(features)
-        self.by_side = {side: tuple(spec for spec in features if spec.side == side) for side in _SIDES}
+        self.served = tuple(spec for spec in self.features if not spec.training_only)
+        self.by_side = {side: tuple(spec for spec in self.features if spec.side == side) for side in _SIDES}
         self.continuous = {
             side: tuple(spec.name for spec in specs if spec.kind == "continuous")
             for side, specs in self.by_side.items()
@@ -161,7 +169,7 @@ class RankingTower(tf.keras.Model):
         if self.tower is not None:
             self.tower.build([None, sum(self.widths)])
         self.last.build([None, hidden_units[-1] if hidden_units else sum(self.widths)])
-        self.serve = tf.function(self._serve, input_signature=[serving_specs(self.features)])
+        self.serve = tf.function(self._serve, input_signature=[serving_specs(self.served)])
 
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Logits.
@@ -208,7 +216,7 @@ class RankingTower(tf.keras.Model):
         """[rows, width of the side]: what enters the first layer."""
         parts = []
         for spec in self.by_side[side]:
-            if spec.space is None:
+            if spec.space is None or spec.training_only:
                 continue
             table = self.tables[spec.space]
             if spec.kind == "categorical":
@@ -224,6 +232,14 @@ class RankingTower(tf.keras.Model):
             x = tf.where(missing, 0.0, x)
             parts += [x, tf.square(x), tf.sqrt(x)] if self.powers else [x]
             parts.append(tf.cast(missing, tf.float32))
+        for spec in self.by_side[side]:
+            if spec.training_only and spec.space is not None:
+                table = self.tables[spec.space]
+                if training:
+                    drawn = tf.random.get_global_generator().uniform(tf.shape(inputs[spec.name]))
+                    parts.append(table(tf.where(drawn < _UNKNOWN_SHARE, 0, inputs[spec.name])))
+                else:
+                    parts.append(tf.zeros([tf.shape(parts[0])[0], table.dim]))
         return tf.concat(parts, axis=1)
 
     def normalized(self, side: str, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -389,7 +405,7 @@ def predict(
     tower: RankingTower, examples: Mapping[str, np.ndarray], batch_size: int = 16_384
 ) -> dict[str, np.ndarray]:
     """`expected_watch_time_s` and `logit`, float32 [num_impressions], of encoded examples, both sides a row each."""
-    names = [spec.name for spec in tower.features]
+    names = [spec.name for spec in tower.served]
     rows = len(examples[names[0]])
     parts = [
         tower.serve({name: tf.constant(examples[name][begin : begin + batch_size]) for name in names})

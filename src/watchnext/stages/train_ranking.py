@@ -8,11 +8,13 @@ from pydantic import Field
 
 from watchnext.config import Section, TrainingParams
 from watchnext.console import say
+from watchnext.errors import InputError
 
 
 class Params(Section):
     """Section `train_ranking` of params.yaml."""
 
+    inputs_left_out: list[str] = Field(default=[])
     hidden_units: list[int] = Field(default=[128, 64])
     dims_per_doubling: float = Field(default=1.0, gt=0)
     odds: Literal["unclicked", "impressions"] = Field(default="impressions")
@@ -63,6 +65,17 @@ def train_ranking(
         nominated = nominations.nominated_inputs(encoder)
         return nominations.joined(sources / "scores" / split, tables) if nominated else tables
 
+    known = [spec.name for spec in encoder.ranking_features]
+    odd = sorted(set(params.inputs_left_out) - set(known))
+    if odd:
+        raise InputError(
+            "what is to be left out is no input of the ranker",
+            where="train_ranking.inputs_left_out",
+            offenders=odd,
+            remedy=f"the inputs are {', '.join(known)}",
+        )
+    chosen = [spec for spec in encoder.ranking_features if spec.name not in params.inputs_left_out]
+
     examples = fitting.encode_all(
         features / "ranking_examples" / "training", encoder.encode_ranking, partial(scored, "training")
     )
@@ -95,7 +108,7 @@ def train_ranking(
     fitting.start(seed, deterministic=training.deterministic)
     model, outcome = ranking.train(
         examples,
-        encoder.ranking_features,
+        chosen,
         vocabulary_sizes=encoder.sizes,
         boundaries=encoder.quantiles,
         seed=seed,
@@ -115,13 +128,13 @@ def train_ranking(
         else None,
         evaluate=evaluate,
         objective="tuning_weighted_pairwise_loss",
-        **params.model_dump(),
+        **params.model_dump(exclude={"inputs_left_out"}),
     )
     ranking.save(model, out_model)
     digest = fitting.weights_digest(model.weights)
     manifest = {
         "format": 1,
-        "inputs": [spec.name for spec in encoder.ranking_features],
+        "inputs": [spec.name for spec in chosen],
         "trained_until_at": encoder.manifest["trained_until_at"],
         "best_epoch": outcome.best_epoch,
         "params": params.model_dump(),

@@ -200,6 +200,17 @@ def test_the_first_layer_of_both_sides_is_the_layer_over_all_inputs(trained):
     assert hidden.shape[1] == sum(tower.widths)
 
 
+def test_what_is_known_in_training_alone_is_no_input_of_the_saved_ranker(tmp_path):
+    position = FeatureSpec("position", "categorical", "video", None, "impression", training_only=True)
+    arrays = examples() | {"position": np.arange(200, dtype=np.int32) % 5}
+    model = train(arrays, (*FEATURES, position))
+    ranking.save(model, tmp_path)
+    answer = ranking.load_ranker(tmp_path / "ranker")(examples(9))
+    assert answer["logit"] == pytest.approx(ranking.predict(model.tower, examples(9))["logit"], rel=1e-5)
+    with pytest.raises(ValueError, match="only categories can be known in training alone"):
+        train(arrays, (*FEATURES, FeatureSpec("duration_s", "continuous", training_only=True)))
+
+
 def test_without_powers_a_continuous_feature_enters_as_it_is():
     with_powers, plain = (train(examples(), powers=powers).tower for powers in (True, False))
     assert sum(with_powers.widths) - sum(plain.widths) == 2 * 2

@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from model_stages import run_model_stages
 
-from watchnext.config import RecommendParams
+from watchnext.config import RecommendParams, TrainingParams
 from watchnext.errors import InputError
 from watchnext.stages.build_index import Params as IndexParams
 from watchnext.stages.build_index import build_index
 from watchnext.stages.evaluate import Params as EvaluateParams
 from watchnext.stages.evaluate import evaluate
+from watchnext.stages.train_ranking import Params as RankingParams
+from watchnext.stages.train_ranking import train_ranking
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,27 @@ def test_outputs_are_those_that_later_stages_read(made, world_features):
         assert manifest["weights_digest"] == metrics[f"train_{name}"]["weights_digest"]
         assert manifest["trained_until_at"]
     assert not list(root.rglob("*.pkl"))
+
+
+def ranker_without(made, world_features, out, names):
+    root, _ = made
+    params = RankingParams(inputs_left_out=names, hidden_units=[8], epochs=1)
+    train_ranking(
+        params, TrainingParams(), 1, world_features, root / "sources", out / "model", out / "report"
+    )
+    return json.loads((out / "model" / "manifest.json").read_text())
+
+
+def test_inputs_of_the_ranker_may_be_left_out(made, world_features, tmp_path):
+    manifest = ranker_without(made, world_features, tmp_path, ["video_id", "recent_watches"])
+    assert "duration_s" in manifest["inputs"]
+    assert not {"video_id", "recent_watches"} & set(manifest["inputs"])
+    assert manifest["params"]["inputs_left_out"] == ["video_id", "recent_watches"]
+
+
+def test_what_is_left_out_has_to_be_an_input(made, world_features, tmp_path):
+    with pytest.raises(InputError, match=r"(?s)no input of the ranker.*likes"):
+        ranker_without(made, world_features, tmp_path, ["video_id", "likes"])
 
 
 def test_reports_hold_curves_and_pictures(made):
