@@ -3,6 +3,7 @@
 # make repro SOURCE=simulated                           back to the simulated source
 # make bench-quality    candidate generation beside its alternatives; SOURCE and DATA as above, simulated without them
 # make bench-ranking    ranking beside its alternatives, on five rolling days; SOURCE and DATA as above
+# make bench-features   how fast ranking features are made, beside the same windows by hand; on an idle machine
 # make bench-train      how fast candidate generation trains, beside its alternatives; ten minutes, on an idle machine
 # make bench-decisions  how often the gate is wrong, and how often it sees what is there, in rounds of known truth
 # make serve            the champion on loopback, its user state filled from the pipeline's logs
@@ -22,7 +23,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPATH :=
 
-.PHONY: repro bench-decisions bench-quality bench-ranking bench-train serve test check ui status lock clean help
+.PHONY: repro bench-decisions bench-features bench-quality bench-ranking bench-train serve test check ui status lock clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -82,6 +83,9 @@ bench-quality: $(VENV)/.installed $(PEERS_VENV)/.installed
 
 bench-decisions: $(VENV)/.installed
 	@python -m benchmarks.decisions
+
+bench-features: $(VENV)/.installed
+	@python -m benchmarks.features
 
 bench-ranking: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.ranking $(if $(SOURCE),--source $(SOURCE)) $(if $(DATA),--data "$(DATA)")

@@ -1,0 +1,1 @@
+"""How fast ranking features are made, beside the same windows written by hand in DuckDB's SQL."""
