@@ -97,6 +97,47 @@ def test_encoder_makes_the_inputs_of_both_models(features_dir: Path) -> None:
     np.testing.assert_array_equal(ranking["clicked"], np.array([1.0, 0.0], dtype=np.float32))
 
 
+def test_what_is_known_in_training_alone_tells_nothing_where_it_is_absent(features_dir: Path) -> None:
+    """Kind by kind: the value of the unknown, one row for each of the request's videos."""
+    path = features_dir / "manifest.json"
+    manifest = json.loads(path.read_text())
+    known_later = [
+        FeatureSpec("place", "categorical", "video", None, "impression", training_only=True),
+        FeatureSpec("bag", "multivalent", "video", 2, "impression", training_only=True),
+        FeatureSpec("depth", "continuous", None, None, "impression", training_only=True),
+    ]
+    path.write_text(
+        json.dumps(manifest | {"ranking_features": [*manifest["ranking_features"], *map(vars, known_later)]})
+    )
+    encoder = Encoder.load(features_dir)
+    columns = {"video_id": pa.array([9, 8, 7]), "x": pa.array([2.5])}
+    served = encoder.encode_ranking(columns)
+    np.testing.assert_array_equal(served["place"], np.zeros(3, np.int32))
+    np.testing.assert_array_equal(served["bag"], np.zeros((3, 2), np.int32))
+    np.testing.assert_array_equal(served["depth"], np.full(3, np.nan, np.float32))
+    told = {
+        "place": pa.array([8, 9, None]),
+        "bag": pa.array([[9], [], None]),
+        "depth": pa.array([1.0, None, 3.0]),
+    }
+    trained = encoder.encode_ranking(columns | told)
+    np.testing.assert_array_equal(trained["place"], [2, 1, 0])
+    np.testing.assert_array_equal(trained["bag"], [[1, 0], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(trained["depth"], np.array([1.0, np.nan, 3.0], np.float32))
+    assert {name: array.dtype for name, array in served.items()} == {
+        name: array.dtype for name, array in trained.items()
+    }
+
+
+def test_a_manifest_from_before_there_were_inputs_of_training_alone_is_read(features_dir: Path) -> None:
+    path = features_dir / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for spec in manifest["ranking_features"]:
+        del spec["training_only"]
+    path.write_text(json.dumps(manifest))
+    assert [spec.training_only for spec in Encoder.load(features_dir).ranking_features] == [False, False]
+
+
 def test_numbers_in_the_unit_interval_and_users_are_encoded() -> None:
     """Gender by its place in the vocabulary, what is unknown as NaN, a number outside as the nearest bound."""
     specs = [FeatureSpec("gender", "unit", "gender"), FeatureSpec("age", "unit")]

@@ -1,6 +1,7 @@
 """The stage as a whole: what it leaves, that it repeats to the byte, that both engines agree, and what it refuses."""
 
 import csv
+import datetime as dt
 import hashlib
 import json
 import math
@@ -12,16 +13,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "features"))
 
-from random_logs import Rows, make_rows, write_rows
+from random_logs import BEGIN, Rows, make_rows, write_rows
 
 from watchnext.engine import EngineParams
 from watchnext.errors import InputError
 from watchnext.features.batches import OPENING, Encoder, read_examples
+from watchnext.features.quantiles import normalize
 from watchnext.features.ranking_features import FEATURES, opening_features
 from watchnext.stages.featurize import Params, VocabularySizes, featurize
 
@@ -268,6 +271,42 @@ def test_a_column_of_nulls_is_as_good_as_absent(
     encoder = Encoder.load(tmp_path / "features")
     assert encoder.manifest["absent_inputs"] == lost
     encoder.encode_ranking(next(read_examples(tmp_path / "features" / "ranking_examples" / "training")))
+
+
+def test_odd_values_reach_the_model_as_numbers(rows: Rows, tmp_path: Path) -> None:
+    """Infinite lengths, negative ages of videos, a constant, what training has no value for, and unseen categories."""
+    lengths = (math.inf, 60.0, 10.5, None)
+    uploads = (BEGIN, BEGIN + dt.timedelta(days=30), None)
+    videos = [
+        {**row, "duration_s": lengths[number % 4], "uploaded_at": uploads[number % 3]}
+        for number, row in enumerate(rows["videos"])
+    ]
+    training_ends = BEGIN + dt.timedelta(days=4)
+    users = [{**row, "age_years": 31.0} for row in rows["users"]]
+    impressions = [
+        {
+            **row,
+            "device": "unseen" if row["shown_at"] >= training_ends else row["device"],
+            "logged_in": None if row["shown_at"] < training_ends else True,
+            "position": row["position"] + 100 * (row["shown_at"] >= training_ends),
+        }
+        for row in rows["impressions"]
+    ]
+    run({**rows, "videos": videos, "users": users, "impressions": impressions}, tmp_path)
+    encoder = Encoder.load(tmp_path / "features")
+    assert "logged_in" not in encoder.manifest["inputs"]["ranking"], "training has no value for it"
+    assert set(encoder.quantiles["age_years"]) == {31.0}
+    examples = pa.concat_tables(list(read_examples(tmp_path / "features" / "ranking_examples" / "gate")))
+    assert pc.min(examples["video_age_s"]).as_py() < 0
+    assert pc.max(examples["duration_s"]).as_py() == math.inf
+    arrays = encoder.encode_ranking(examples)
+    assert not arrays["device"].any()
+    assert not arrays["position"].any()
+    for name, edges in encoder.quantiles.items():
+        assert np.isfinite(edges).all(), name
+        normalized = normalize(arrays[name], edges)
+        assert ((normalized >= 0) & (normalized < 1)).all(), name
+    assert set(normalize(arrays["age_years"], encoder.quantiles["age_years"])) == {0.5}
 
 
 def test_string_ids_stay_strings(tmp_path: Path) -> None:
