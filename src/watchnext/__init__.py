@@ -29,7 +29,7 @@ def load(
     Args:
         uri: `models:/NAME@ROLE` or `models:/NAME/VERSION`.
         root: folder of the project.
-        store: file of the user state; by default the one that `watchnext serve` uses in that project.
+        store: file of the user state, or address of a Redis; by default the one that `watchnext serve` uses in that project.
 
     Raises:
         InputError: there is no such version, its files are not those that were registered, or there is no user state.
@@ -37,4 +37,4 @@ def load(
     from watchnext.serving.service import load as load_service
 
     folder = Path(root)
-    return load_service(uri, folder, folder / "state" / "users.db" if store is None else Path(store))
+    return load_service(uri, folder, str(folder / "state" / "users.db" if store is None else store))

@@ -291,8 +291,15 @@ def use_source(
     say(f"params.yaml: ingest.source {before[0]} -> {after[0]}, ingest.path {before[1]} -> {after[1]}")
 
 
-_Store = Annotated[Path, typer.Option("--store", help="File of the embedded user state.")]
-_STORE = Path("state/users.db")
+_Store = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        envvar="WATCHNEXT_STORE",
+        help="User state: an SQLite file, or a Redis that several servers share (redis://127.0.0.1:6379/0).",
+    ),
+]
+_STORE = "state/users.db"
 
 
 @app.command()
@@ -380,14 +387,14 @@ def load_events(
 ) -> None:
     """Fill the user state of a server with what the pipeline's logs know. What it has already stays."""
     from watchnext.serving.pipeline_events import load_events as load
-    from watchnext.serving.user_store import SqliteUserStore
+    from watchnext.serving.stores import open_store
 
-    users = SqliteUserStore(store)
+    users = open_store(store)
     try:
         new = load(tables, users)
     finally:
         users.close()
-    say(f"{store}: new events: " + ", ".join(f"{table} {count}" for table, count in new.items()))
+    say("new events in the user state: " + ", ".join(f"{table} {count}" for table, count in new.items()))
 
 
 @app.command()

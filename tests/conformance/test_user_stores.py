@@ -11,32 +11,46 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from redis_process import RedisProcess
 
 from watchnext.features.history import UserHistory
 from watchnext.features.ranking_features import VideoFacts
 from watchnext.recommend.state import UserFacts
 from watchnext.serving.events import Event, history_of, id_of
-from watchnext.serving.user_store import SqliteUserStore, UserStore
-
-OPENERS = {"sqlite": "SqliteUserStore(Path(sys.argv[1]) / 'users.db')"}
-"""Kind of store -> how another process opens the one of the test, whose folder is its first argument."""
+from watchnext.serving.stores import is_redis, open_store
+from watchnext.serving.user_store import UserStore
 
 NOW = 1_800_000_000_000_000
 HOUR = 3_600_000_000
 
 
-@pytest.fixture(params=sorted(OPENERS))
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(scope="module")
+def redis_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    running = RedisProcess(tmp_path_factory.mktemp("redis"))
+    yield running.address
+    running.kill()
+
+
+@pytest.fixture(params=["redis", "sqlite"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an empty store of each kind is, as the setting `--store` names it."""
+    if request.param == "sqlite":
+        return str(tmp_path / "users.db")
+    import redis
+
+    address = str(request.getfixturevalue("redis_address"))
+    with redis.Redis.from_url(address) as client:
+        client.flushall()
+    return address
 
 
 @pytest.fixture
-def reopen(kind: str, tmp_path: Path) -> Iterator[Callable[[], UserStore]]:
+def reopen(place: str) -> Iterator[Callable[[], UserStore]]:
     """Open the test's store once more, as another server would."""
     opened: list[UserStore] = []
 
     def one_more() -> UserStore:
-        opened.append({"sqlite": lambda: SqliteUserStore(tmp_path / "users.db")}[kind]())
+        opened.append(open_store(place))
         return opened[-1]
 
     yield one_more
@@ -171,14 +185,16 @@ def test_facts_are_replaced(store: UserStore, reopen: Callable[[], UserStore]) -
     assert (store.facts("7"), store.facts("8")) == (UserFacts(region="at"), UserFacts(region="fr"))
 
 
-def test_what_is_forgotten_is_gone(store: UserStore, tmp_path: Path) -> None:
-    """Of this user alone, and from the files too."""
+def test_what_is_forgotten_is_gone(store: UserStore, place: str, tmp_path: Path) -> None:
+    """Of this user alone, and from the files of the embedded store too."""
     store.add([*life_of("7", 1), search("8", "unforgettable", NOW)])
     store.put_facts({"7": UserFacts(region="Atlantis")})
     store.add([search("7", "confidential", NOW)])
     assert store.forget("7") == len(life_of("7", 1)) + 1
     assert (store.events("7"), store.facts("7"), store.user_ids(5)) == ([], UserFacts(), ["8"])
     assert store.forget("7") == 0
+    if is_redis(place):
+        return
     kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"unforgettable" in kept
     assert b"confidential" not in kept
@@ -200,22 +216,19 @@ def test_threads_and_openings_at_once_lose_nothing(store: UserStore, reopen: Cal
     }
 
 
-def test_what_was_acknowledged_survives_a_kill(
-    kind: str, reopen: Callable[[], UserStore], tmp_path: Path
-) -> None:
+def test_what_was_acknowledged_survives_a_kill(place: str, reopen: Callable[[], UserStore]) -> None:
     """A writer tells of every event after it was added, and is killed in the middle of it."""
-    script = f"""
+    script = """
         import sys
-        from pathlib import Path
         from watchnext.serving.events import Event
-        from watchnext.serving.user_store import *
-        store = {OPENERS[kind]}
+        from watchnext.serving.stores import open_store
+        store = open_store(sys.argv[1])
         for step in range(1_000_000):
-            row = {{"searched_at": step, "query": "x" * 200}}
-            store.add([Event("7", f"{{step}} {{part}}", "searches", row) for part in range(3)])
+            row = {"searched_at": step, "query": "x" * 200}
+            store.add([Event("7", f"{step} {part}", "searches", row) for part in range(3)])
             print(step, flush=True)
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    command = [sys.executable, "-c", textwrap.dedent(script), place]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         told = [int(writer.stdout.readline()) for _ in range(200)]

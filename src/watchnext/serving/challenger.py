@@ -21,7 +21,7 @@ from watchnext.serving.json_lines import log_as_json
 from watchnext.serving.messages import told
 from watchnext.serving.service import Answer, Served, Service
 from watchnext.serving.shadow_log import ShadowLog
-from watchnext.serving.user_store import SqliteUserStore
+from watchnext.serving.stores import STORE_VARIABLE, open_store
 
 log = logging.getLogger("watchnext.serving")
 
@@ -31,7 +31,7 @@ _UNUSABLE = 3
 """Exit status of a version that cannot be loaded."""
 
 
-def main(root: Path, name: str, number: int, store: Path, directory: Path) -> int:
+def main(root: Path, name: str, number: int, directory: Path) -> int:
     """Answer as version `number` until standard input ends."""
     os.nice(_NICENESS)
     # Libraries write where they like: what the parent reads is kept apart from descriptor 1.
@@ -45,7 +45,7 @@ def main(root: Path, name: str, number: int, store: Path, directory: Path) -> in
     except Exception as error:  # noqa: BLE001 - whatever it is, this version cannot answer
         log.error("refused", extra={"version": number, "role": "challenger", "error": str(error)})
         return _UNUSABLE
-    users = SqliteUserStore(store)
+    users = open_store(os.environ[STORE_VARIABLE])
     shadow_log = ShadowLog(directory, integer_video_ids=served.integer_video_ids)
     _say(out, kind="ready")
     answer_all(sys.stdin.buffer, out, Service(users, served), shadow_log)
@@ -134,7 +134,7 @@ def _say(out: BinaryIO, **said: Any) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5])))
+        sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])))
     except (InputError, BrokenPipeError) as error:
         log.error("ended", extra={"error": str(error)})
         sys.exit(1)

@@ -26,6 +26,7 @@ from watchnext.features.history import Id
 from watchnext.registry import Version
 from watchnext.serving.deployment import Versions, same_version
 from watchnext.serving.service import Answer
+from watchnext.serving.stores import STORE_VARIABLE, is_redis
 
 log = logging.getLogger("watchnext.serving")
 
@@ -177,7 +178,13 @@ class Mirror:
                 self._next_start = time.monotonic() + self._wait_s
                 self._wait_s = min(2 * self._wait_s, self._settings.restart_at_most_s)
         if self._shadow is None and wanted is not None and time.monotonic() >= self._next_start:
-            self._shadow = _Shadow(wanted, self._command(wanted.number), self._settings.capacity, self.counts)
+            self._shadow = _Shadow(
+                wanted,
+                self._command(wanted.number),
+                self._command.environment,
+                self._settings.capacity,
+                self.counts,
+            )
             log.info("the challenger is started", extra={"version": wanted.number})
 
     def start(self, poll_s: float) -> None:
@@ -211,16 +218,17 @@ class Command:
     Args:
         root: project whose registry it reads.
         name: registered model.
-        store: file of the user state.
+        store: place of the user state, see `stores.open_store`.
         directory: folder of the shadow log.
     """
 
-    def __init__(self, root: Path, name: str, store: Path, directory: Path) -> None:
+    def __init__(self, root: Path, name: str, store: str, directory: Path) -> None:
         self._words = [sys.executable, "-m", "watchnext.serving.challenger", str(root.resolve()), name]
-        self._places = [str(store.resolve()), str(directory.resolve())]
+        self._directory = str(directory.resolve())
+        self.environment = {STORE_VARIABLE: store if is_redis(store) else str(Path(store).resolve())}
 
     def __call__(self, version: int) -> list[str]:
-        return [*self._words, str(version), *self._places]
+        return [*self._words, str(version), self._directory]
 
 
 class _Shadow:
@@ -228,7 +236,14 @@ class _Shadow:
 
     _END_S = 10.0
 
-    def __init__(self, version: Version, command: list[str], capacity: int, counts: Counts) -> None:
+    def __init__(
+        self,
+        version: Version,
+        command: list[str],
+        environment: Mapping[str, str],
+        capacity: int,
+        counts: Counts,
+    ) -> None:
         self.version = version
         self.waiting: queue.Queue[tuple[Any, ...] | None] = queue.Queue(capacity)
         self.replies: dict[str, queue.Queue[dict[str, Any]]] = {}
@@ -243,7 +258,7 @@ class _Shadow:
             stdout=subprocess.PIPE,
             # Ctrl-C is for the server, which ends the process itself; and the champion comes first.
             start_new_session=True,
-            env={**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"},
+            env={**os.environ, **environment, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"},
         )
         self._threads = [
             threading.Thread(target=target, name=f"challenger-{target.__name__}", daemon=True)

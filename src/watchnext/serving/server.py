@@ -16,7 +16,7 @@ from watchnext.serving.deployment import POLL_S, Deployment
 from watchnext.serving.json_lines import log_as_json
 from watchnext.serving.mirror import Command, Mirror, MirrorSettings
 from watchnext.serving.service import Served, Service
-from watchnext.serving.user_store import SqliteUserStore
+from watchnext.serving.stores import open_store
 
 API_KEY_VARIABLE = "WATCHNEXT_API_KEY"
 _DRAIN_S = 20
@@ -29,7 +29,7 @@ def serve(
     *,
     host: str,
     port: int,
-    store: Path,
+    store: str,
     api_key: str | None = None,
     poll_s: float = POLL_S,
     limits: Limits | None = None,
@@ -42,11 +42,11 @@ def serve(
         name: registered model.
         host: address to listen on.
         port: 0 for any that is free; the log says which.
-        store: file of the user state.
+        store: place of the user state, see `stores.open_store`.
         api_key: what clients have to show; None: everybody who reaches the address may ask.
         poll_s: seconds between two looks at the registry.
         limits: what is taken on at once.
-        mirror: how much of the traffic the challenger gets. Its log is the folder `shadow` beside the user state.
+        mirror: how much of the traffic the challenger gets. Its log is the project's folder `state/shadow`.
 
     Raises:
         InputError: the address is not loopback and there is no API key, is taken, or the user state cannot be opened.
@@ -65,7 +65,7 @@ def serve(
         )
     log_as_json(sys.stdout)
     listening = _listen(host, port)
-    users = SqliteUserStore(store)
+    users = open_store(store)
     service = Service(users)
 
     def swap(served: Served) -> None:
@@ -73,7 +73,7 @@ def serve(
 
     registry = Registry.open(root)
     deployment = Deployment(registry, name, swap)
-    command = Command(root, name, store, store.parent / "shadow")
+    command = Command(root, name, store, root / "state" / "shadow")
     shadow = Mirror(registry, name, command, mirror or MirrorSettings())
     app = make_app(service, deployment, shadow, api_key=api_key, limits=limits)
     config = uvicorn.Config(

@@ -22,7 +22,8 @@ from watchnext.recommend.recommender import Recommender, Slate
 from watchnext.recommend.state import UserFacts
 from watchnext.registry import ROLES, Registry, Role, Version
 from watchnext.serving.events import Event, history_of, id_of
-from watchnext.serving.user_store import SqliteUserStore, StoreUnavailableError, UserStore
+from watchnext.serving.stores import is_redis, open_store
+from watchnext.serving.user_store import StoreUnavailableError, UserStore
 
 log = logging.getLogger("watchnext.serving")
 
@@ -157,13 +158,13 @@ class Service:
         return history_of(self.store.events(user_id), served.recommender.videos.facts)
 
 
-def load(uri: str, root: Path, store: Path) -> Service:
+def load(uri: str, root: Path, store: str) -> Service:
     """What answers in this process as a server would.
 
     Args:
         uri: `models:/NAME@ROLE` or `models:/NAME/VERSION`.
         root: project whose registry it is in.
-        store: file of the user state.
+        store: place of the user state, see `stores.open_store`.
 
     Raises:
         InputError: there is no such version, its files are not those that were registered, or there is no user state.
@@ -175,10 +176,10 @@ def load(uri: str, root: Path, store: Path) -> Service:
             where=uri,
             remedy="models:/watchnext@champion, or models:/watchnext/3 for version 3",
         )
-    if not store.exists():
+    if not is_redis(store) and not Path(store).exists():
         raise InputError(
             "there is no user state here",
-            where=str(store),
+            where=store,
             remedy="run `watchnext load-events` in the project's folder, or name the file",
         )
     registry = Registry.open(root)
@@ -192,7 +193,7 @@ def load(uri: str, root: Path, store: Path) -> Service:
             f"{match[1]} has no {match[2]}", where=registry.registry_uri, remedy="`watchnext status`"
         )
     served = Served(version, Recommender.open(registry.bundle(version)))
-    return Service(SqliteUserStore(store), served)
+    return Service(open_store(store), served)
 
 
 def request_context(user_id: str, at: int, facts: UserFacts, context: Mapping[str, Any]) -> RequestContext:

@@ -13,7 +13,7 @@ from typing import Any
 
 from watchnext.registry import Registry
 
-START_S = 120.0
+START_S = 300.0
 """How long a start may take on a machine that has other things to do."""
 
 NAME = "watchnext"

@@ -291,19 +291,21 @@ def test_only_who_has_the_key_may_ask_and_the_log_does_not_tell_it(serving_proje
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
 def test_without_a_key_no_other_machine_is_let_in(host: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="can be reached from other machines"):
-        serve(tmp_path, "watchnext", host=host, port=0, store=tmp_path / "users.db")
+        serve(tmp_path, "watchnext", host=host, port=0, store=str(tmp_path / "users.db"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_that_can_be_guessed_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="too easy to guess"):
-        serve(tmp_path, "watchnext", host="0.0.0.0", port=0, store=tmp_path / "users.db", api_key="secret")
+        serve(
+            tmp_path, "watchnext", host="0.0.0.0", port=0, store=str(tmp_path / "users.db"), api_key="secret"
+        )
 
 
 def test_a_port_that_is_taken_is_named(server: LiveServer, tmp_path: Path) -> None:
     port = int(server.address.rpartition(":")[2])
     with pytest.raises(InputError, match=f"port {port}"):
-        serve(tmp_path, "watchnext", host="127.0.0.1", port=port, store=tmp_path / "users.db")
+        serve(tmp_path, "watchnext", host="127.0.0.1", port=port, store=str(tmp_path / "users.db"))
 
 
 def test_the_registry_is_only_read(server: LiveServer, serving_project: Path) -> None:
