@@ -8,7 +8,7 @@ import pytest
 from small_study import rows_of_small_study, small_settings
 
 from watchnext.cli import make_features
-from watchnext.studies import figure4, figure6, newusers
+from watchnext.studies import figure4, figure6, newusers, table1
 from watchnext.studies._lab import Lab
 from watchnext.studies._report import Row
 
@@ -145,6 +145,32 @@ def test_figure_6_draws_only_places_where_all_depths_are_known() -> None:
     axes = figure6.draw(rows).axes
     assert [one.get_title() for one in axes] == ["simulated, dial 1"]
     assert len(axes[0].get_legend().get_texts()) == len(figure6.INPUTS)
+
+
+def test_every_claim_of_table_1_has_a_row_that_decides() -> None:
+    assert {(claim.variant, claim.against) for claim in table1.CLAIMS} <= {*table1.AGAINST}
+    assert {name for pair in table1.AGAINST for name in pair} == {
+        *table1.CONFIGURATIONS,
+        table1.PLAIN,
+        table1.ALIKE,
+    }
+
+
+@pytest.mark.slow
+def test_table_1_runs_from_end_to_end(project_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two ends of the table, with few units."""
+    monkeypatch.setattr(table1, "CONFIGURATIONS", {"none": (), table1.WIDEST: (16, 8, 4)})
+    judged = []
+    monkeypatch.setattr(
+        table1, "judge", lambda *given, own=table1.judge: judged.append(own(*given)) or judged[-1]
+    )
+    rows = rows_of_small_study("table1", project_root)
+    levels = {(row["variant"], row["dial"]): row["estimate"] for row in rows if not row["against"]}
+    assert len(levels) == len(set(levels.values())) == 4 * 3
+    assert all(0.2 < loss < 0.6 for loss in levels.values())
+    assert all(((one.totals >= 0) & (one.totals <= one.counts)).all() for one in judged)
+    page = (project_root / "docs/studies/table1.md").read_text(encoding="utf-8")
+    assert "CPU time of one request of 200 candidates" in page
 
 
 @pytest.mark.slow
