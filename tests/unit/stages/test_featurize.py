@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from random_logs import BEGIN, Rows, make_rows, write_rows
 
 from watchnext.engine import EngineParams
 from watchnext.errors import InputError
+from watchnext.evaluation.offline import evaluate_ranking
 from watchnext.features.batches import OPENING, Encoder, read_examples
 from watchnext.features.quantiles import normalize
 from watchnext.features.ranking_features import FEATURES, opening_features
@@ -138,6 +139,23 @@ def test_a_judged_day_without_pages_has_the_openings_too(rows: Rows, tmp_path: P
         for table in read_examples(tmp_path / "features" / "ranking_examples" / split):
             added = [name for name in table.column_names if name.startswith(OPENING)]
             assert len(added) == (len(opening_features(FEATURES)) if split == "gate" else 0)
+    # Whatever is known of the user alone says nothing of which of the day's videos is clicked.
+    encoder = Encoder.load(tmp_path / "features")
+    of_user = [spec.name for spec in encoder.ranking_features if spec.side == "query"]
+    assert {"user_click_rate", "recent_watches", "last_search_query", "user_column_plan"} <= set(of_user)
+    live = {}
+    for name in (*of_user, "seed_video_id"):
+
+        def score(arrays: Mapping[str, np.ndarray], name: str = name) -> dict[str, np.ndarray]:
+            values = np.nan_to_num(arrays[name].astype(np.float64))
+            total = values.reshape(len(values), -1).sum(axis=1)
+            return {"logit": total, "expected_watch_time_s": total}
+
+        result, _ = evaluate_ranking(score, encoder, tmp_path / "features" / "ranking_examples" / "gate")
+        metrics = result.metrics()
+        assert metrics["weighted_pairwise_loss"] == 0.5, name
+        live[name] = metrics["weighted_pairwise_loss_live_context"]
+    assert live["user_click_rate"] != 0.5 != live["user_impressions"], "held, or it would tell"
 
 
 def test_its_examples_can_be_encoded(featurized: tuple[Path, dict[str, Any]]) -> None:
