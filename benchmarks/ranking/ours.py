@@ -10,24 +10,22 @@ from watchnext import config
 from watchnext.stages import train_ranking
 
 NAME = "watchnext"
+_FEW_CATEGORIES = {"odds": "unclicked", "categories": ["surface", "topics"]}
+_SMALL_STEPS = {"unit_s": 60.0, "hidden_units": [256, 128], "batch_size": 512, "learning_rate": 0.005}
 MODELS: dict[str, dict[str, Any]] = {
     NAME: {
         "configs": [
             {},
             {"odds": "unclicked"},
-            {
-                "odds": "unclicked",
-                "unit_s": 60.0,
-                "hidden_units": [256, 128],
-                "batch_size": 512,
-                "learning_rate": 0.005,
-            },
-            {"odds": "unclicked", "hidden_units": []},
+            {"odds": "unclicked", **_SMALL_STEPS},
+            _FEW_CATEGORIES,
+            {**_FEW_CATEGORIES, **_SMALL_STEPS},
         ],
-        "passes": 4,
+        "passes": 5,
     }
 }
-"""What is tried, as changes to params.yaml's `train_ranking`."""
+"""What is tried, as changes to params.yaml's `train_ranking`; as many as for LightGBM's regression. `categories`: the
+categorical and multivalent inputs that are left, as the trees may go without ids."""
 
 
 def train(fold: Fold, changed: Mapping[str, Any], passes: int, seed: int, evaluate: Any) -> Any:
@@ -35,7 +33,7 @@ def train(fold: Fold, changed: Mapping[str, Any], passes: int, seed: int, evalua
 
     Args:
         fold: the days.
-        changed: settings that differ from params.yaml.
+        changed: settings that differ from params.yaml, and `categories`.
         passes: over the training rows.
         seed: of the run.
         evaluate: called with the model after each pass.
@@ -47,7 +45,10 @@ def train(fold: Fold, changed: Mapping[str, Any], passes: int, seed: int, evalua
     from watchnext.models import ranking
     from watchnext.models import training as fitting
 
-    params = config.load_section("train_ranking", train_ranking.Params).model_copy(update=dict(changed))
+    settings = {name: value for name, value in changed.items() if name != "categories"}
+    params = config.load_section("train_ranking", train_ranking.Params).model_copy(update=settings)
+    kept = changed.get("categories")
+    inputs = [one for one in fold.inputs if one.space is None or kept is None or one.name in kept]
 
     def after_pass(model: ranking.RankingModel) -> dict[str, float]:
         evaluate(model)
@@ -57,8 +58,8 @@ def train(fold: Fold, changed: Mapping[str, Any], passes: int, seed: int, evalua
     rows = fold.training
     outcomes = {"clicked": rows.clicked.astype(np.float32), "watch_time_s": rows.watch_time_s}
     model, _ = ranking.train(
-        rows.inputs | outcomes,
-        [FeatureSpec(one.name, one.kind, one.space, one.length, one.side) for one in fold.inputs],  # type: ignore[arg-type]
+        {one.name: rows.inputs[one.name] for one in inputs} | outcomes,
+        [FeatureSpec(one.name, one.kind, one.space, one.length, one.side) for one in inputs],  # type: ignore[arg-type]
         vocabulary_sizes=fold.sizes,
         boundaries=fold.boundaries,
         seed=seed,
