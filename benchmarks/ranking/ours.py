@@ -10,18 +10,17 @@ from watchnext import config
 from watchnext.stages import train_ranking
 
 NAME = "watchnext"
-_FEW_CATEGORIES = {"odds": "unclicked", "categories": ["surface", "topics"]}
-_SMALL_STEPS = {"unit_s": 60.0, "hidden_units": [256, 128], "batch_size": 512, "learning_rate": 0.005}
+_SMALL_STEPS = {"odds": "unclicked", "unit_s": 60.0, "hidden_units": [256, 128], "batch_size": 512}
 MODELS: dict[str, dict[str, Any]] = {
     NAME: {
         "configs": [
             {},
             {"odds": "unclicked"},
-            {"odds": "unclicked", **_SMALL_STEPS},
-            _FEW_CATEGORIES,
-            {**_FEW_CATEGORIES, **_SMALL_STEPS},
+            {"odds": "unclicked", "categories": ["surface", "topics"]},
+            {**_SMALL_STEPS, "learning_rate": 0.005},
+            {**_SMALL_STEPS, "learning_rate": 0.0025},
         ],
-        "passes": 5,
+        "passes": 12,
     }
 }
 """What is tried, as changes to params.yaml's `train_ranking`; as many as for LightGBM's regression. `categories`: the
