@@ -10,21 +10,22 @@ from watchnext import config
 from watchnext.stages import train_ranking
 
 NAME = "watchnext"
+_IDS = ["video_id", "channel_id", "last_watched_video_id", "recent_watches"]
 _SMALL_STEPS = {"odds": "unclicked", "unit_s": 60.0, "hidden_units": [256, 128], "batch_size": 512}
 MODELS: dict[str, dict[str, Any]] = {
     NAME: {
         "configs": [
             {},
             {"odds": "unclicked"},
-            {"odds": "unclicked", "categories": ["surface", "topics"]},
+            {"odds": "unclicked", "inputs_left_out": _IDS},
             {**_SMALL_STEPS, "learning_rate": 0.005},
             {**_SMALL_STEPS, "learning_rate": 0.0025},
         ],
         "passes": 12,
     }
 }
-"""What is tried, as changes to params.yaml's `train_ranking`; as many as for LightGBM's regression. `categories`: the
-categorical and multivalent inputs that are left, as the trees may go without ids."""
+"""What is tried, as changes to params.yaml's `train_ranking`; as many as for LightGBM's regression, which may do without
+ids, too."""
 
 
 def train(fold: Fold, changed: Mapping[str, Any], passes: int, seed: int, evaluate: Any) -> Any:
@@ -32,7 +33,7 @@ def train(fold: Fold, changed: Mapping[str, Any], passes: int, seed: int, evalua
 
     Args:
         fold: the days.
-        changed: settings that differ from params.yaml, and `categories`.
+        changed: settings that differ from params.yaml.
         passes: over the training rows.
         seed: of the run.
         evaluate: called with the model after each pass.
@@ -44,10 +45,9 @@ def train(fold: Fold, changed: Mapping[str, Any], passes: int, seed: int, evalua
     from watchnext.models import ranking
     from watchnext.models import training as fitting
 
-    settings = {name: value for name, value in changed.items() if name != "categories"}
-    params = config.load_section("train_ranking", train_ranking.Params).model_copy(update=settings)
-    kept = changed.get("categories")
-    inputs = [one for one in fold.inputs if one.space is None or kept is None or one.name in kept]
+    params = config.load_section("train_ranking", train_ranking.Params).model_copy(update=dict(changed))
+    settings = params.model_dump(exclude={"inputs_left_out"}) | {"epochs": passes, "patience": passes}
+    inputs = [one for one in fold.inputs if one.name not in params.inputs_left_out]
 
     def after_pass(model: ranking.RankingModel) -> dict[str, float]:
         evaluate(model)
@@ -64,7 +64,7 @@ def train(fold: Fold, changed: Mapping[str, Any], passes: int, seed: int, evalua
         seed=seed,
         evaluate=after_pass,
         where=NAME,
-        **{**params.model_dump(), "epochs": passes, "patience": passes},
+        **settings,
     )
     return model
 

@@ -143,7 +143,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "score":
         # One core: threads alone would still let the kernel move them.
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     result = WHAT[arguments.what](Fold.load(arguments.fold), arguments.times)
     arguments.out.write_text(json.dumps(result) + "\n")
     say("; ".join(f"{name} {value:.4g}" for name, value in result.items()))
