@@ -32,7 +32,8 @@ def write_logs(rows: int, directory: Path) -> Path:
     users = max(1, rows // IMPRESSIONS_PER_USER)
 
     def uniform(stream: int, key: str) -> str:
-        return f"((hash({key}, {stream}) >> 11) / 9007199254740992.0)"
+        # Hashed twice: the hashes of one key with two streams are not independent, and users would have a time of day.
+        return f"((hash(hash({key}, {stream})) >> 11) / 9007199254740992.0)"
 
     def instant(microseconds: str) -> str:
         return f"make_timestamptz(CAST({microseconds} AS BIGINT))"
