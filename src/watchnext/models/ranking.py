@@ -418,8 +418,43 @@ def predict(
 
 
 def save(model: RankingModel, directory: Path) -> None:
-    """Write `ranker/` (SavedModel) into `directory`."""
-    save_signature(model.tower, model.tower.serve, str(directory / "ranker"))
+    """Write `ranker/` (SavedModel) into `directory`.
+
+    Beside `serving_default`, which takes every input by its name, it has the signature `packed`, see
+    `towers.save_signature`: to bind dozens of inputs costs half a millisecond of each request.
+    """
+    tower = model.tower
+    layout = {
+        f"{side}_{kind}": [spec.name for spec in specs if spec.kind == kind and not spec.training_only]
+        for side, specs in tower.by_side.items()
+        for kind in ("categorical", "continuous")
+    }
+    specs = {
+        name: tf.TensorSpec(
+            [None, len(members)], tf.int32 if name.endswith("categorical") else tf.float32, name=name
+        )
+        for name, members in layout.items()
+        if members
+    } | serving_specs([spec for spec in tower.served if spec.kind == "multivalent"])
+
+    @tf.function(input_signature=[specs])
+    def packed(arrays: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        inputs = dict(arrays)
+        for side in _SIDES:
+            if layout[f"{side}_categorical"]:
+                columns = tf.unstack(inputs.pop(f"{side}_categorical"), axis=1)
+                inputs |= dict(zip(layout[f"{side}_categorical"], columns, strict=True))
+            if layout[f"{side}_continuous"]:
+                inputs[_NORMALIZED + side] = tower.normalizers[side](inputs.pop(f"{side}_continuous"))
+        return tower._serve(inputs)
+
+    save_signature(
+        tower,
+        tower.serve,
+        str(directory / "ranker"),
+        packed=packed,
+        layout={name: members for name, members in layout.items() if members},
+    )
 
 
 def load_ranker(directory: Path) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:

@@ -1,5 +1,6 @@
 """What both models are built of: embedding tables whose index 0 is the zero vector, and ReLU towers."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -223,31 +224,54 @@ def serving_specs(features: Sequence[FeatureSpec]) -> dict[str, tf.TensorSpec]:
     return {spec.name: tf.TensorSpec(*shapes[spec.kind], name=spec.name) for spec in features}
 
 
-def save_signature(tower: tf.keras.Model, serve: tf.types.experimental.GenericFunction, path: str) -> None:
+def save_signature(
+    tower: tf.keras.Model,
+    serve: tf.types.experimental.GenericFunction,
+    path: str,
+    *,
+    packed: tf.types.experimental.GenericFunction | None = None,
+    layout: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Save `serve` (a tf.function of named inputs, with its input signature) as the SavedModel at `path`.
 
     Only the traced function and the tower's weights are stored, no Keras objects: what loads it needs
     TensorFlow alone, and one row is answered in a fraction of a millisecond.
+
+    `packed` computes the same from fewer inputs, of which those in `layout` hold several of `serve`'s as columns, in the
+    order of the names there. It is stored as a second signature, with `layout` as JSON in a variable of that name.
     """
     module = tf.Module()
     module.tower_weights = tower.weights
     module.serve = serve
+    signatures = {"serving_default": serve}
+    if packed is not None:
+        signatures["packed"] = packed
+        module.layout = tf.Variable(json.dumps(layout), trainable=False)
     # Gradients are not served.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(module, path, signatures={"serving_default": serve}, options=options)
+    tf.saved_model.save(module, path, signatures=signatures, options=options)
 
 
 def load_signature(path: str) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Load a SavedModel and return its `serving_default` as a function from named arrays to named arrays.
+    """Load a SavedModel and return what it serves as a function from named arrays to named arrays.
 
-    Arrays that the signature does not name are ignored, so that whatever an Encoder makes can be passed.
+    It is asked through its signature `packed` where it has one, else through `serving_default`. Arrays that are no input
+    of it are ignored, so that whatever an Encoder makes can be passed.
     """
     module = tf.saved_model.load(path)
-    signature = module.signatures["serving_default"]
+    packed = module.signatures.get("packed")
+    signature = module.signatures["serving_default"] if packed is None else packed
+    layout = {} if packed is None else json.loads(module.layout.numpy())
     specs = signature.structured_input_signature[1]
 
     def call(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        outputs = signature(**{name: tf.constant(arrays[name], spec.dtype) for name, spec in specs.items()})
+        given = {
+            name: np.stack([arrays[member] for member in layout[name]], axis=1)
+            if name in layout
+            else arrays[name]
+            for name in specs
+        }
+        outputs = signature(**{name: tf.constant(given[name], spec.dtype) for name, spec in specs.items()})
         return {name: value.numpy() for name, value in outputs.items()}
 
     # The signature holds only weak references to its variables.

@@ -5,7 +5,7 @@ import tensorflow as tf
 from watchnext.errors import InputError
 from watchnext.features.batches import FeatureSpec
 from watchnext.features.quantiles import normalize
-from watchnext.models import ranking, training
+from watchnext.models import ranking, towers, training
 
 FEATURES = (
     FeatureSpec("video_id", "categorical", "video", None, "impression"),
@@ -209,6 +209,17 @@ def test_what_is_known_in_training_alone_is_no_input_of_the_saved_ranker(tmp_pat
     assert answer["logit"] == pytest.approx(ranking.predict(model.tower, examples(9))["logit"], rel=1e-5)
     with pytest.raises(ValueError, match="only categories can be known in training alone"):
         train(arrays, (*FEATURES, FeatureSpec("duration_s", "continuous", training_only=True)))
+
+
+def test_the_packed_inputs_give_the_scores_of_the_named_ones(trained, tmp_path):
+    """What other systems ask by names and what serving asks are one ranker; a bundle of before has names alone."""
+    ranking.save(trained, tmp_path)
+    towers.save_signature(trained.tower, trained.tower.serve, str(tmp_path / "named"))
+    packed, named = (ranking.load_ranker(tmp_path / name) for name in ("ranker", "named"))
+    assert set(packed.module.signatures) == {"serving_default", "packed"}
+    assert set(named.module.signatures) == {"serving_default"}
+    for name, values in named(examples(30, seed=5)).items():
+        assert packed(examples(30, seed=5))[name] == pytest.approx(values, rel=1e-5, abs=1e-6)
 
 
 def test_without_powers_a_continuous_feature_enters_as_it_is():
