@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from scipy.stats import norm
 
 _DRAWS_AT_ONCE = 4_000_000
-_TAIL = 20
+_TAIL = 100
 """How many draws beyond a quantile make it worth believing."""
 
 
