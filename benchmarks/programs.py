@@ -1,16 +1,20 @@
-"""What the benchmarks on logs share: the validated tables, and one process per model, each on one core."""
+"""What the benchmarks on logs share: the validated tables, one process per model, each on one core, and how they answer."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from benchmarks import CannotMeasure
 from watchnext import config
 from watchnext.console import say
 from watchnext.engine import EngineParams
+from watchnext.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS_PYTHON = ROOT / "benchmarks" / ".venv" / "bin" / "python"
@@ -44,6 +48,31 @@ def validated_tables(source: str, path: Path | None, work: Path) -> Path:
         work / "report-validate",
     )
     return work / "validated"
+
+
+def print_measured(name: str, measure: Callable[[Path], Mapping[str, Any]], work: Path | None) -> int:
+    """Measure in a folder, and print what came of it as one JSON object on the last line of standard output.
+
+    Args:
+        name: of the benchmark, for people.
+        measure: takes the folder that everything it makes goes into.
+        work: that folder, made where there is none; None: a temporary one.
+
+    Returns:
+        The exit code: 1, and nothing printed, where it could not measure.
+    """
+    try:
+        if work is not None:
+            work.mkdir(parents=True, exist_ok=True)
+            result = measure(work.resolve())
+        else:
+            with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
+                result = measure(Path(folder))
+    except (InputError, CannotMeasure) as error:
+        say(f"{name} could not measure: {error}")
+        return 1
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 0
 
 
 def run(name: str, command: Sequence[str], cores: int = 1) -> None:

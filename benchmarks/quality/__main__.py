@@ -7,18 +7,16 @@ import argparse
 import datetime as dt
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import CannotMeasure
-from benchmarks.programs import PEERS_PYTHON, run_all, validated_tables
+from benchmarks.programs import PEERS_PYTHON, print_measured, run_all, validated_tables
 from benchmarks.quality import data, measure, tuning
 from benchmarks.quality.ours import NAME
 from watchnext import config
 from watchnext.console import say
-from watchnext.errors import InputError
 
 SLOWEST_FIRST = ("sasrec", NAME, "rechub_youtube_dnn", "tfrs_two_tower", "ease", "bpr", "als")
 
@@ -145,18 +143,7 @@ def main() -> int:
         parser.error(f"--data is the folder of the logs of the source {arguments.source}")
     if arguments.test_days < 1:
         parser.error("--test-days is at least 1")
-    try:
-        if arguments.work is not None:
-            arguments.work.mkdir(parents=True, exist_ok=True)
-            result = benchmark(arguments, arguments.work.resolve())
-        else:
-            with tempfile.TemporaryDirectory(prefix="bench-quality-") as work:
-                result = benchmark(arguments, Path(work))
-    except (InputError, CannotMeasure) as error:
-        say(f"bench-quality could not measure: {error}")
-        return 1
-    sys.stdout.write(json.dumps(result) + "\n")
-    return 0
+    return print_measured("bench-quality", lambda work: benchmark(arguments, work), arguments.work)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,17 @@ import argparse
 import datetime as dt
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import CannotMeasure
-from benchmarks.programs import PEERS_PYTHON, run, run_all, validated_tables
+from benchmarks.programs import PEERS_PYTHON, print_measured, run, run_all, validated_tables
 from benchmarks.ranking import data, measure, tuning
 from benchmarks.ranking.folds import Rows
 from watchnext import config
 from watchnext.console import say
-from watchnext.errors import InputError
 from watchnext.evaluation.intervals import PerUser, paired_change
 
 NAME = tuning.OURS
@@ -221,18 +219,7 @@ def main() -> int:
         parser.error(f"--data is the folder of the logs of the source {arguments.source}")
     if min(arguments.test_days, arguments.validation_days) < 1:
         parser.error("--test-days and --validation-days are at least 1")
-    try:
-        if arguments.work is not None:
-            arguments.work.mkdir(parents=True, exist_ok=True)
-            result = benchmark(arguments, arguments.work.resolve())
-        else:
-            with tempfile.TemporaryDirectory(prefix="bench-ranking-") as work:
-                result = benchmark(arguments, Path(work))
-    except (InputError, CannotMeasure) as error:
-        say(f"bench-ranking could not measure: {error}")
-        return 1
-    sys.stdout.write(json.dumps(result) + "\n")
-    return 0
+    return print_measured("bench-ranking", lambda work: benchmark(arguments, work), arguments.work)
 
 
 if __name__ == "__main__":

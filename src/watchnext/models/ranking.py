@@ -21,6 +21,7 @@ from watchnext.models.towers import (
     load_signature,
     log_dim,
     relu_tower,
+    run_dense,
     save_signature,
     serving_specs,
 )
@@ -204,8 +205,7 @@ class RankingTower(tf.keras.Model):
         ]
         values = first.activation(tf.nn.bias_add(sum(products[1:], products[0]), tf.cast(first.bias, dtype)))
         for layer in rest:
-            product = tf.matmul(values, tf.cast(layer.kernel, dtype))
-            values = layer.activation(tf.nn.bias_add(product, tf.cast(layer.bias, dtype)))
+            values = run_dense(layer, values)
         return tf.cast(values[:, 0], tf.float32)
 
     def dense_layers(self) -> list[tf.keras.layers.Dense]:

@@ -152,9 +152,14 @@ def run_tower(tower: tf.keras.Sequential, inputs: tf.Tensor, matmul_dtype: tf.DT
         tower.build(inputs.shape)
     values = tf.cast(inputs, matmul_dtype)
     for layer in tower.layers:
-        product = tf.matmul(values, tf.cast(layer.kernel, matmul_dtype))
-        values = layer.activation(tf.nn.bias_add(product, tf.cast(layer.bias, matmul_dtype)))
+        values = run_dense(layer, values)
     return values
+
+
+def run_dense(layer: tf.keras.layers.Dense, values: tf.Tensor) -> tf.Tensor:
+    """`layer(values)` of a built layer, its float32 weights cast to the type of `values`, which the result has, too."""
+    product = tf.matmul(values, tf.cast(layer.kernel, values.dtype))
+    return layer.activation(tf.nn.bias_add(product, tf.cast(layer.bias, values.dtype)))
 
 
 def fastest_matmul_dtype() -> tf.DType:

@@ -12,25 +12,30 @@ import watchnext
 from watchnext.errors import InputError
 
 
-def test_server_command_and_python_give_one_slate(server: LiveServer, serving_project: Path) -> None:
-    """Of somebody with a past, down to the scores, and without leaving a trace."""
-    service = watchnext.load("models:/watchnext@champion", root=serving_project)
-    before = service.store.events("11")
-    told = server.recommend(11, how_many=30, record=False)
-    here = service.recommend("11", 30)
+def recommend(project: Path, user: str, how_many: int, *flags: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
     command = [
         sys.executable,
         "-m",
         "watchnext.cli",
         "recommend",
         "--user",
-        "11",
+        user,
         "--how-many",
-        "30",
-        "--json",
+        str(how_many),
     ]
-    done = subprocess.run(command, cwd=serving_project, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *flags], cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_server_command_and_python_give_one_slate(server: LiveServer, serving_project: Path) -> None:
+    """Of somebody with a past, down to the scores, and without leaving a trace."""
+    service = watchnext.load("models:/watchnext@champion", root=serving_project)
+    before = service.store.events("11")
+    told = server.recommend(11, how_many=30, record=False)
+    here = service.recommend("11", 30)
+    done = recommend(serving_project, "11", 30, "--json")
     printed = json.loads(done.stdout)
     assert len({told["request_id"], here.request_id, printed["request_id"]}) == 3
     assert {key: printed[key] for key in printed if key != "request_id"} == {
@@ -42,18 +47,7 @@ def test_server_command_and_python_give_one_slate(server: LiveServer, serving_pr
 
 
 def test_the_table_is_for_people(serving_project: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "watchnext.cli",
-        "recommend",
-        "--user",
-        "nobody known",
-        "--how-many",
-        "3",
-    ]
-    done = subprocess.run(command, cwd=serving_project, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = recommend(serving_project, "nobody known", 3)
     assert "nothing is known of this user" in " ".join(done.stderr.split())
     assert "popular" in done.stderr
 

@@ -47,6 +47,11 @@ def test_outputs_are_those_that_later_stages_read(made, world_features):
     assert not list(root.rglob("*.pkl"))
 
 
+def evaluate_again(root, tables, features, out, **params):
+    models = (root / name for name in ("retrieval", "index", "sources", "ranking"))
+    return evaluate(EvaluateParams(**params), RecommendParams(), tables, features, *models, out / "report")
+
+
 def ranker_without(made, world_features, out, names):
     root, _ = made
     params = RankingParams(inputs_left_out=names, hidden_units=[8], epochs=1)
@@ -112,17 +117,7 @@ def test_a_feature_that_serving_makes_otherwise_is_counted_and_named(
         table = pq.read_table(part)
         column = table.column_names.index("user_impressions")
         pq.write_table(table.set_column(column, "user_impressions", pc.add(table[column], 1.0)), part)
-    found = evaluate(
-        EvaluateParams(parity_requests=10),
-        RecommendParams(),
-        world_tables,
-        features,
-        root / "retrieval",
-        root / "index",
-        root / "sources",
-        root / "ranking",
-        tmp_path / "report",
-    )
+    found = evaluate_again(root, world_tables, features, tmp_path, parity_requests=10)
     assert found["feature_requests"] == 10
     report = json.loads((tmp_path / "report" / "evaluation.json").read_text())["feature_mismatches"]
     assert list(report) == ["user_impressions"]
@@ -139,15 +134,5 @@ def test_without_a_gate_day_nothing_is_judged(made, world_tables, world_features
     manifest = json.loads((features / "manifest.json").read_text())
     manifest["days"]["gate"] = None
     (features / "manifest.json").write_text(json.dumps(manifest))
-    found = evaluate(
-        EvaluateParams(),
-        RecommendParams(),
-        world_tables,
-        features,
-        root / "retrieval",
-        root / "index",
-        root / "sources",
-        root / "ranking",
-        tmp_path / "report",
-    )
+    found = evaluate_again(root, world_tables, features, tmp_path)
     assert found == {"gate_day": "none"}
