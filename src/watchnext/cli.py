@@ -318,6 +318,12 @@ def serve(
         float,
         typer.Option(help="Share of the requests that the challenger gets a copy of.", min=0.0, max=1.0),
     ] = 1.0,
+    explore: Annotated[
+        float,
+        typer.Option(
+            help="Share of the slates that are drawn; impressions then have propensities.", min=0.0, max=1.0
+        ),
+    ] = 0.0,
 ) -> None:
     """Answer requests by the champion, and follow the registry from one to the next, until Ctrl-C or SIGTERM.
 
@@ -339,6 +345,7 @@ def serve(
         poll_s=poll_s,
         limits=Limits(threads=threads),
         mirror=MirrorSettings(share=shadow_share),
+        explore=explore,
     )
 
 

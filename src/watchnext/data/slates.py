@@ -78,19 +78,27 @@ def plackett_luce_marginals(weights: np.ndarray, positions: int, nodes: int = 25
     s = (points + 1) / 2
     left = s[None, :, None] ** (_SMOOTHING * rates[:, None, :])  # not yet arrived, [requests, nodes, items]
     density = rates[:, None, :] * _SMOOTHING * left / s[None, :, None] * (quadrature / 2)[None, :, None]
+    # How many arrived of the items before one, and of those after it: together all others, and nothing is divided out.
+    after = np.zeros((num_items + 1, num_requests, nodes, positions))
+    after[num_items, :, :, 0] = 1.0
+    for item in range(num_items - 1, 0, -1):
+        after[item] = _with_one_more(after[item + 1], left[:, :, item, None])
+    before = after[num_items].copy()
     marginals = np.empty((num_requests, num_items, positions))
     for item in range(num_items):
-        arrived = np.zeros((num_requests, nodes, positions))
-        arrived[:, :, 0] = 1.0
-        for other in range(num_items):
-            if other == item:
-                continue
-            stays = left[:, :, other, None]
-            shifted = arrived[:, :, :-1] * (1 - stays)
-            arrived *= stays
-            arrived[:, :, 1:] += shifted
+        arrived = np.zeros_like(before)
+        for count in range(positions):
+            arrived[:, :, count:] += before[:, :, count, None] * after[item + 1, :, :, : positions - count]
         marginals[:, item] = np.einsum("rn,rnk->rk", density[:, :, item], arrived)
+        before = _with_one_more(before, left[:, :, item, None])
     return marginals
+
+
+def _with_one_more(arrived: np.ndarray, stays: np.ndarray) -> np.ndarray:
+    """How many have arrived, [num_requests, nodes, positions], where one more item has not with probability `stays`."""
+    more = arrived * stays
+    more[:, :, 1:] += arrived[:, :, :-1] * (1 - stays)
+    return more
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,9 @@ from watchnext.models.nominations import nominated_inputs, nominations
 
 MAX_SLATE = 500
 
+Draw = Callable[[int, int], tuple[Sequence[int], Sequence[float]]]
+"""(candidates, slots) -> ranks of the videos of a slate in its order, from 0, and the probability of each to stand there."""
+
 Model = Callable[[Mapping[str, npt.NDArray[Any]]], Mapping[str, npt.NDArray[Any]]]
 """A SavedModel's signature: named arrays to named arrays."""
 
@@ -60,12 +63,14 @@ class Recommendation:
         expected_watch_time_s: the ranker's, and what the slate is sorted by.
         retrieval_score: dot product of query and candidate embedding; None for a video that the tower did not name.
         sources: every source that named it, with its score, each on a scale of its own.
+        propensity: probability, given the request, that it stands where it does; None where nothing is drawn.
     """
 
     video_id: Id
     expected_watch_time_s: float
     retrieval_score: float | None
     sources: Mapping[str, float] = field(default_factory=dict)
+    propensity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Slate:
     """The answer to one request.
 
     Attributes:
-        videos: falling expected watch time.
+        videos: by falling expected watch time, unless they were drawn.
         personal: whether candidates came from the user's own past; otherwise they are what is popular or new.
         ranked: number of candidates that the ranker saw.
     """
@@ -164,6 +169,7 @@ class Recommender:
         how_many: int = 20,
         exclude: Collection[Id] = (),
         statistics: VideoStatistics | None = None,
+        draw: Draw | None = None,
     ) -> Slate:
         """Answer one request.
 
@@ -173,6 +179,7 @@ class Recommender:
             how_many: length of the slate; fewer come back only where fewer videos exist.
             exclude: further videos not to show. What the bundle's own setting `exclude` filters is never shown.
             statistics: of the videos as of the day of the request; None for the bundle's latest day.
+            draw: which of the ranked candidates to show; None: the first.
 
         Raises:
             InputError: `how_many` is not between 1 and MAX_SLATE.
@@ -210,12 +217,18 @@ class Recommender:
             for row, score in zip(found[0].tolist(), values[0].tolist(), strict=True):
                 if row in scores:
                     scores[row][name] = score
-        order = np.argsort(-expected, kind="stable")[:how_many]
+        ranked = np.argsort(-expected, kind="stable")
+        slots = min(how_many, len(ranked))
+        ranks, propensities = (range(slots), [None] * slots) if draw is None else draw(len(ranked), slots)
         videos = tuple(
             Recommendation(
-                candidates[place], float(expected[place]), scores[rows[place]].get(TOWER), scores[rows[place]]
+                candidates[place],
+                float(expected[place]),
+                scores[rows[place]].get(TOWER),
+                scores[rows[place]],
+                propensity,
             )
-            for place in order
+            for place, propensity in zip(ranked[ranks], propensities, strict=True)
         )
         return Slate(videos, personal, len(candidates))
 

@@ -129,7 +129,7 @@ def make_app(
             )
 
         answered = await desk.run(answer)
-        if body.record:
+        if body.record and not answered.is_drawn:  # the challenger is compared with what the champion ranks
             took_ms = sum(answered.step_ms.values())
             context = body.context.model_dump(exclude_none=True)
             mirror.offer(answered, took_ms, body.how_many, body.exclude, context)

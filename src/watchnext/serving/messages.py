@@ -150,13 +150,14 @@ class Video(BaseModel):
 
 
 class RecommendResponse(BaseModel):
-    """A slate, by falling expected watch time."""
+    """A slate, to be shown in this order: by falling expected watch time, unless it was drawn."""
 
     request_id: str = Field(description="names this slate; a watch that came from it says so")
     user_id: str
     model: Model
     videos: list[Video]
     personal: bool = Field(description="whether candidates came from the user's own past")
+    drawn: bool = Field(description="whether the slate was drawn from the ranking, to explore")
     degraded: str = Field(description="what the answer had to do without; empty if nothing")
 
 
@@ -262,6 +263,7 @@ def told(answer: Answer) -> dict[str, Any]:
             for position, video in enumerate(answer.slate.videos)
         ],
         "personal": answer.slate.personal,
+        "drawn": answer.is_drawn,
         "degraded": answer.degraded,
     }
 

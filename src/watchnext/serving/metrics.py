@@ -46,6 +46,9 @@ class Metrics:
             ("version", "degraded"),
             registry=self._registry,
         )
+        self._drawn = Counter(
+            "watchnext_slates_drawn", "slates that were drawn, to explore", registry=self._registry
+        )
         self._events = Counter(
             "watchnext_events", "events by what became of them", ("outcome",), registry=self._registry
         )
@@ -93,6 +96,7 @@ class Metrics:
     def answered(self, answer: Answer) -> None:
         """Count a slate."""
         self._slates.labels(str(answer.served.version.number), str(bool(answer.degraded)).lower()).inc()
+        self._drawn.inc(answer.is_drawn)
         for step, took_ms in answer.step_ms.items():
             self._steps.labels(step).observe(took_ms / 1000.0)
 

@@ -13,6 +13,7 @@ from watchnext.errors import InputError
 from watchnext.registry import Registry
 from watchnext.serving.app import Limits, make_app
 from watchnext.serving.deployment import POLL_S, Deployment
+from watchnext.serving.exploration import Exploration
 from watchnext.serving.json_lines import log_as_json
 from watchnext.serving.mirror import Command, Mirror, MirrorSettings
 from watchnext.serving.service import Served, Service
@@ -34,6 +35,7 @@ def serve(
     poll_s: float = POLL_S,
     limits: Limits | None = None,
     mirror: MirrorSettings | None = None,
+    explore: float = 0.0,
 ) -> None:
     """Answer requests until SIGTERM or SIGINT; requests that were taken are then answered still.
 
@@ -47,6 +49,7 @@ def serve(
         poll_s: seconds between two looks at the registry.
         limits: what is taken on at once.
         mirror: how much of the traffic the challenger gets. Its log is the project's folder `state/shadow`.
+        explore: share of the slates that are drawn, see `serving.exploration`.
 
     Raises:
         InputError: the address is not loopback and there is no API key, is taken, or the user state cannot be opened.
@@ -64,9 +67,10 @@ def serve(
             remedy='16 ASCII characters at least: python -c "import secrets; print(secrets.token_urlsafe())"',
         )
     log_as_json(sys.stdout)
+    exploration = Exploration(explore)
     listening = _listen(host, port)
     users = open_store(store)
-    service = Service(users)
+    service = Service(users, exploration=exploration)
 
     def swap(served: Served) -> None:
         service.champion = served

@@ -22,6 +22,7 @@ from watchnext.recommend.recommender import Recommender, Slate
 from watchnext.recommend.state import UserFacts
 from watchnext.registry import ROLES, Registry, Role, Version
 from watchnext.serving.events import Event, history_of, id_of
+from watchnext.serving.exploration import Exploration
 from watchnext.serving.stores import is_redis, open_store
 from watchnext.serving.user_store import StoreUnavailableError, UserStore
 
@@ -56,6 +57,7 @@ class Answer:
         slate: what to show.
         degraded: what the answer had to do without; empty if nothing.
         step_ms: step -> how long it took.
+        is_drawn: whether the slate was drawn from the ranking (`serving.exploration`), and so is not the ranking.
     """
 
     request_id: str
@@ -65,6 +67,7 @@ class Answer:
     slate: Slate
     degraded: str
     step_ms: Mapping[str, float]
+    is_drawn: bool = False
 
 
 class NoChampionError(Exception):
@@ -76,13 +79,17 @@ class Service:
 
     Args:
         store: what is known of users.
+        exploration: how slates that are shown are drawn; None: none are.
 
     Attributes:
         champion: the version that answers; replaced as a whole, between two requests.
     """
 
-    def __init__(self, store: UserStore, champion: Served | None = None) -> None:
+    def __init__(
+        self, store: UserStore, champion: Served | None = None, exploration: Exploration | None = None
+    ) -> None:
         self.store = store
+        self._exploration = exploration or Exploration(0.0)
         self.champion = champion
         self._clock = threading.Lock()
         self._last_at = 0
@@ -113,6 +120,7 @@ class Service:
         context: Mapping[str, Any] | None = None,
         record: bool = False,
         at: int | None = None,
+        request_id: str | None = None,
     ) -> Answer:
         """Answer one request by the champion.
 
@@ -123,6 +131,7 @@ class Service:
             context: facts of the request, by the names of `RequestContext`; they come before what is known of the user.
             record: whether the slate is shown, and so becomes impressions.
             at: instant that is answered as of, microseconds since 1970 UTC; by default now.
+            request_id: 32 hexadecimal digits; decides what is drawn. By default a new one.
 
         Raises:
             NoChampionError: nothing is served yet.
@@ -141,17 +150,20 @@ class Service:
             history, facts, degraded = UserHistory(), UserFacts(), STATE_UNAVAILABLE
         request = request_context(user_id, at, facts, context or {})
         watch.lap("state")
-        slate = served.recommender.recommend(history, request, how_many, exclude)
+        request_id = request_id or uuid.uuid4().hex
+        # What is not shown is not drawn: it would tell of a page that nobody saw.
+        draw = self._exploration.of(request_id, how_many) if record else None
+        slate = served.recommender.recommend(history, request, how_many, exclude, draw=draw)
         watch.lap("recommend")
-        request_id = uuid.uuid4().hex
         if record and not degraded:
             try:
-                self.store.add(impressions_of(slate, request, request_id))
+                self.store.add(impressions_of(slate, request, request_id, served.version.number))
             except StoreUnavailableError as error:
                 log.error("impressions cannot be recorded", extra={"error": str(error)})
                 degraded = "impressions not recorded"
         watch.lap("record")
-        return Answer(request_id, user_id, at, served, slate, degraded, watch.laps_ms)
+        is_drawn = draw is not None and draw.is_drawn
+        return Answer(request_id, user_id, at, served, slate, degraded, watch.laps_ms, is_drawn)
 
     def history(self, user_id: str, served: Served) -> UserHistory:
         """What the user did, with facts of videos from the model that answers."""
@@ -208,8 +220,11 @@ def request_context(user_id: str, at: int, facts: UserFacts, context: Mapping[st
     return RequestContext(user_id=user_id, at=at, **{**known, **given})
 
 
-def impressions_of(slate: Slate, request: RequestContext, request_id: str) -> list[Event]:
-    """The events that showing a slate is: one impression per video, unclicked until a watch names this page."""
+def impressions_of(slate: Slate, request: RequestContext, request_id: str, version: int) -> list[Event]:
+    """The events that showing a slate is: one impression per video, unclicked until a watch names this page.
+
+    Beside the columns of the table a row has what only this server knows: which version expected what.
+    """
     events = []
     for position, video in enumerate(slate.videos):
         row = {
@@ -224,6 +239,9 @@ def impressions_of(slate: Slate, request: RequestContext, request_id: str) -> li
             "watch_time_s": 0.0,
             "sources": list(video.sources),
             "source_scores": list(video.sources.values()),
+            "propensity": video.propensity,
+            "model_version": version,
+            "expected_watch_time_s": video.expected_watch_time_s,
         }
         events.append(Event(str(request.user_id), id_of("impressions", row), "impressions", row))
     return events
