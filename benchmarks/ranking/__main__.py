@@ -162,7 +162,7 @@ def compare(scores: dict[str, list[np.ndarray]], rows: Sequence[Rows]) -> dict[s
 
     peers = [name for name in scores if name != NAME]
     best = min(peers, key=lambda name: per_user(name).mean)
-    change = paired_change(per_user(NAME), per_user(best), level=0.95, seed=config.load_seed())
+    change = paired_change(per_user(NAME), per_user(best), level=0.95)
     return {
         "best_peer": best,
         "ratio_loss": 1.0 + change.value,

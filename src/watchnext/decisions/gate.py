@@ -49,9 +49,7 @@ HEADLINES = (
 
 SMOKE_SLATE = 20
 
-_SLICE_RESAMPLES = 2_000
-
-_FORMAT = 3
+_FORMAT = 4
 """Raise it when a change of this code changes what a decision means: bundles are then judged anew."""
 
 
@@ -509,7 +507,7 @@ def no_worse_in_slices(ours: Measured, theirs: Measured, asked: Slices, confiden
         _no_worse(
             f"{metric}.{name}",
             (own.mean, other.mean),
-            tuple(paired_changes(own, other, levels=levels, resamples=_SLICE_RESAMPLES)),
+            tuple(paired_changes(own, other, levels=levels)),
             asked.margin,
             confidence=confidence,
             undecided="passed" if asked.without_power == "pass" else "not judged",

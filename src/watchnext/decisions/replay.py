@@ -56,7 +56,7 @@ RBO_PERSISTENCE = 0.9
 
 _WARM_UP = 5
 
-_FORMAT = 3
+_FORMAT = 4
 """Raise it when a change of this code changes what a comparison means: the same two are then compared anew."""
 
 T = TypeVar("T")
