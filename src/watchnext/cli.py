@@ -314,6 +314,9 @@ def serve(
         float, typer.Option(help="Seconds between two looks at the registry.", min=0.05, max=3600.0)
     ] = 2.0,
     threads: Annotated[int, typer.Option(help="Requests that are answered at once.", min=1, max=64)] = 2,
+    requests_per_s: Annotated[
+        int, typer.Option(help="Requests that one address may send in a second; 0: no limit.", min=0)
+    ] = 0,
     shadow_share: Annotated[
         float,
         typer.Option(help="Share of the requests that the challenger gets a copy of.", min=0.0, max=1.0),
@@ -343,7 +346,7 @@ def serve(
         store=store,
         api_key=os.environ.get(API_KEY_VARIABLE) or None,
         poll_s=poll_s,
-        limits=Limits(threads=threads),
+        limits=Limits(threads=threads, requests_per_s=requests_per_s),
         mirror=MirrorSettings(share=shadow_share),
         explore=explore,
     )

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from conftest import Project
 from ruamel.yaml import YAML
 from test_repro import ran
 
+from conftest import Project
 from watchnext import config
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]

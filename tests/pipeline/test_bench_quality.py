@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import Project, copy_project
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]

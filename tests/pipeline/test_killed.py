@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import TABLES, Project, wait_for
 
+from conftest import TABLES, Project, wait_for
 from watchnext import config
 
 pytestmark = pytest.mark.pipeline

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TABLES, Project
 
+from conftest import TABLES, Project
 from watchnext import config
 
 pytestmark = pytest.mark.pipeline

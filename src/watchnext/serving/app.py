@@ -18,6 +18,9 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import APIKeyHeader
+from limits import RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -55,11 +58,13 @@ class Limits:
         threads: requests that are answered at once.
         waiting: requests that may wait for a thread; further ones are turned away (503).
         body_timeout_s: how long a client may take to send its body.
+        requests_per_s: of one address, where an API key would be asked for; 0: as many as it likes.
     """
 
     threads: int = 2
     waiting: int = 64
     body_timeout_s: float = 10.0
+    requests_per_s: int = 0
 
 
 def make_app(
@@ -102,6 +107,10 @@ def make_app(
                 (408, "the body took too long to come"),
                 (413, "the body is too large"),
                 (422, "a field is missing, unknown, or out of bounds"),
+                (
+                    429,
+                    "more requests of one address than the server takes: `Retry-After` says when to come again",
+                ),
                 (503, "not ready, overloaded, or the user state is unavailable"),
             )
         },
@@ -206,6 +215,7 @@ def make_app(
                 for one in list(deployment.refusals.values())
             ],
             registry_reachable=deployment.reachable,
+            registry_trouble=deployment.trouble,
             swaps=deployment.swaps,
             shadow=messages.Shadow(**mirror.told()),
         )
@@ -309,6 +319,8 @@ class _Edge:
         self._key = None if api_key is None else api_key.encode()
         self._limits = limits
         self._metrics = metrics
+        self._rate = RateLimitItemPerSecond(limits.requests_per_s) if limits.requests_per_s else None
+        self._rates = FixedWindowRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -327,14 +339,17 @@ class _Edge:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
-        async def refuse(code: int, text: str) -> None:
-            headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        async def refuse(code: int, text: str, *more: tuple[bytes, bytes]) -> None:
+            headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *more]
             await sending({"type": "http.response.start", "status": code, "headers": headers})
             content = {"message": text, "where": "", "request_id": request_id}
             await sending({"type": "http.response.body", "body": json.dumps(content).encode()})
 
         try:
-            if not self._may(scope):
+            if self._rate is not None and not self._is_in_time(scope):
+                text = f"this address has asked {self._limits.requests_per_s} times within a second"
+                await refuse(429, text, (b"retry-after", b"1"))
+            elif not self._may(scope):
                 await refuse(401, f"no API key, or not the right one: send it as the header {_KEY_HEADER}")
             else:
                 body = await self._body(scope, receive)
@@ -362,6 +377,14 @@ class _Edge:
                     **state.get("told", {}),
                 },
             )
+
+    def _is_in_time(self, scope: Scope) -> bool:
+        """Whether an address asks no more often than it may. Who guesses at keys is counted too."""
+        if not scope["path"].startswith(_GUARDED):
+            return True
+        client = scope.get("client")
+        assert self._rate is not None
+        return self._rates.hit(self._rate, client[0] if client else "")
 
     def _may(self, scope: Scope) -> bool:
         if self._key is None or not scope["path"].startswith(_GUARDED):

@@ -25,9 +25,9 @@ log = logging.getLogger("watchnext.serving")
 
 POLL_S = 2.0
 RETRY_S = 60.0
-"""How long a refused version is left alone: its files may have been restored since."""
 
 _WARM_UP_REQUESTS = 3
+_TROUBLE_CHARACTERS = 500
 
 
 class Versions(Protocol):
@@ -56,17 +56,24 @@ class Deployment:
         versions: the registry.
         name: registered model.
         role: the alias that is followed.
+        retry_s: how long a refused version is left alone: its files may have been restored since.
         swap: takes a version that is ready to answer, in place of the one before.
 
     Attributes:
         served: number and digest of what was handed to `swap` last.
         refusals: version number -> why it was refused, as long as it has the role.
         reachable: whether the registry answered when it was asked last; None before.
+        trouble: what is wrong with the registry, or with what it says; empty if nothing.
         swaps: how often `swap` was called.
     """
 
     def __init__(
-        self, versions: Versions, name: str, swap: Callable[[Served], None], role: Role = "champion"
+        self,
+        versions: Versions,
+        name: str,
+        swap: Callable[[Served], None],
+        role: Role = "champion",
+        retry_s: float = RETRY_S,
     ) -> None:
         self.versions = versions
         self.name = name
@@ -74,7 +81,9 @@ class Deployment:
         self.served: Version | None = None
         self.refusals: dict[int, Refusal] = {}
         self.reachable: bool | None = None
+        self.trouble = ""
         self.swaps = 0
+        self._retry_s = retry_s
         self._swap = swap
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -91,10 +100,12 @@ class Deployment:
             if self.reachable is not False:
                 log.error("the registry cannot be reached", extra={"error": str(error)})
             self.reachable = False
+            self.trouble = f"the registry cannot be reached: {error}"[:_TROUBLE_CHARACTERS]
             return False
         if self.reachable is False:
             log.info("the registry can be reached again")
         self.reachable = True
+        self.trouble = "" if wanted is not None else f"the registry names no {self.role} of {self.name}"
         if wanted is None or same_version(wanted, self.served):
             self.refusals.clear()
             return False
@@ -102,7 +113,7 @@ class Deployment:
         if (
             refused is not None
             and same_version(wanted, refused.version)
-            and time.time() < refused.at + RETRY_S
+            and time.time() < refused.at + self._retry_s
         ):
             return False
         log.info("loading", extra={"version": wanted.number, "role": self.role})

@@ -233,6 +233,7 @@ class ModelsResponse(BaseModel):
     champion: ServedModel | None
     refused: list[Refused]
     registry_reachable: bool | None = Field(description="null before it was first asked")
+    registry_trouble: str = Field(description="what is wrong with it, or with what it says; empty if nothing")
     swaps: int
     shadow: Shadow
 

@@ -31,6 +31,7 @@ from watchnext.serving.stores import STORE_VARIABLE, is_redis
 log = logging.getLogger("watchnext.serving")
 
 STARTING = "is starting"
+_LONGEST_LINE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -315,7 +316,8 @@ class _Shadow:
     def _listen(self) -> None:
         assert self.process.stdout is not None
         with self.process.stdout as out:
-            for line in out:
+            # A line that never ends is nonsense too, and comes in pieces.
+            while line := out.readline(_LONGEST_LINE):
                 self._last_sign = time.monotonic()
                 try:
                     self._take(json.loads(line))

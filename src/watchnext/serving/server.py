@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ import uvicorn
 from watchnext.errors import InputError
 from watchnext.registry import Registry
 from watchnext.serving.app import Limits, make_app
+from watchnext.serving.connections import ConnectionLimits, bounded
 from watchnext.serving.deployment import POLL_S, Deployment
 from watchnext.serving.exploration import Exploration
 from watchnext.serving.json_lines import log_as_json
@@ -21,6 +23,8 @@ from watchnext.serving.stores import open_store
 
 API_KEY_VARIABLE = "WATCHNEXT_API_KEY"
 _DRAIN_S = 20
+_REGISTRY_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""MLflow asks a registry that does not answer for minutes; it is asked again soon enough here."""
 _LOGGED = logging.getLogger("watchnext.serving")
 
 
@@ -34,6 +38,7 @@ def serve(
     api_key: str | None = None,
     poll_s: float = POLL_S,
     limits: Limits | None = None,
+    connections: ConnectionLimits | None = None,
     mirror: MirrorSettings | None = None,
     explore: float = 0.0,
 ) -> None:
@@ -48,6 +53,7 @@ def serve(
         api_key: what clients have to show; None: everybody who reaches the address may ask.
         poll_s: seconds between two looks at the registry.
         limits: what is taken on at once.
+        connections: what a connection may take.
         mirror: how much of the traffic the challenger gets. Its log is the project's folder `state/shadow`.
         explore: share of the slates that are drawn, see `serving.exploration`.
 
@@ -68,6 +74,8 @@ def serve(
         )
     log_as_json(sys.stdout)
     exploration = Exploration(explore)
+    for setting, value in _REGISTRY_PATIENCE.items():
+        os.environ.setdefault(setting, value)
     listening = _listen(host, port)
     users = open_store(store)
     service = Service(users, exploration=exploration)
@@ -81,7 +89,12 @@ def serve(
     shadow = Mirror(registry, name, command, mirror or MirrorSettings())
     app = make_app(service, deployment, shadow, api_key=api_key, limits=limits)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=_DRAIN_S, server_header=False
+        app,
+        http=bounded(connections or ConnectionLimits()),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_DRAIN_S,
+        server_header=False,
     )
     address, at = listening.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
