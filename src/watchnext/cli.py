@@ -327,6 +327,16 @@ def serve(
             help="Share of the slates that are drawn; impressions then have propensities.", min=0.0, max=1.0
         ),
     ] = 0.0,
+    experiment: Annotated[
+        Literal["ab", "interleave"] | None,
+        typer.Option(
+            help="Show the challenger to users: a share of them gets its slates, or slates drafted from both.",
+            show_default=False,
+        ),
+    ] = None,
+    share: Annotated[
+        float, typer.Option(help="Share of users who see the challenger.", min=0.0, max=1.0)
+    ] = 0.1,
 ) -> None:
     """Answer requests by the champion, and follow the registry from one to the next, until Ctrl-C or SIGTERM.
 
@@ -349,6 +359,8 @@ def serve(
         limits=Limits(threads=threads, requests_per_s=requests_per_s),
         mirror=MirrorSettings(share=shadow_share),
         explore=explore,
+        experiment=experiment,
+        experiment_share=share,
     )
 
 

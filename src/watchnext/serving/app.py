@@ -138,7 +138,7 @@ def make_app(
             )
 
         answered = await desk.run(answer)
-        if body.record and not answered.is_drawn:  # the challenger is compared with what the champion ranks
+        if body.record and answered.is_champions_choice:
             took_ms = sum(answered.step_ms.values())
             context = body.context.model_dump(exclude_none=True)
             mirror.offer(answered, took_ms, body.how_many, body.exclude, context)
@@ -218,6 +218,9 @@ def make_app(
             registry_trouble=deployment.trouble,
             swaps=deployment.swaps,
             shadow=messages.Shadow(**mirror.told()),
+            experiment=(
+                None if service.experiment is None else messages.Experiment(**service.experiment.told())
+            ),
         )
 
     @app.get("/healthz", include_in_schema=True)

@@ -58,6 +58,7 @@ class Deployment:
         role: the alias that is followed.
         retry_s: how long a refused version is left alone: its files may have been restored since.
         swap: takes a version that is ready to answer, in place of the one before.
+        withdraw: called when no version has the role any more; None: the one before stays.
 
     Attributes:
         served: number and digest of what was handed to `swap` last.
@@ -74,6 +75,7 @@ class Deployment:
         swap: Callable[[Served], None],
         role: Role = "champion",
         retry_s: float = RETRY_S,
+        withdraw: Callable[[], None] | None = None,
     ) -> None:
         self.versions = versions
         self.name = name
@@ -85,6 +87,7 @@ class Deployment:
         self.swaps = 0
         self._retry_s = retry_s
         self._swap = swap
+        self._withdraw = withdraw
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -106,6 +109,10 @@ class Deployment:
             log.info("the registry can be reached again")
         self.reachable = True
         self.trouble = "" if wanted is not None else f"the registry names no {self.role} of {self.name}"
+        if wanted is None and self.served is not None and self._withdraw is not None:
+            self.served = None
+            self._withdraw()
+            log.info("no longer serving", extra={"role": self.role})
         if wanted is None or same_version(wanted, self.served):
             self.refusals.clear()
             return False

@@ -158,6 +158,9 @@ class RecommendResponse(BaseModel):
     videos: list[Video]
     personal: bool = Field(description="whether candidates came from the user's own past")
     drawn: bool = Field(description="whether the slate was drawn from the ranking, to explore")
+    arm: str | None = Field(
+        description="side of the experiment: champion, challenger, interleaved; null outside of one"
+    )
     degraded: str = Field(description="what the answer had to do without; empty if nothing")
 
 
@@ -227,6 +230,19 @@ class Shadow(BaseModel):
     starts: int = Field(description="processes that were started")
 
 
+class Experiment(BaseModel):
+    """The live experiment; users and failures since this server started."""
+
+    id: str | None = Field(description="model, mode, share, champion, challenger; null until it has a user")
+    mode: str
+    share: float = Field(description="of users who see the challenger")
+    challenger_loaded: int | None = Field(description="null: there is none, or it cannot be served")
+    users_with_challenger: int
+    users_without: int
+    sample_ratio_is_off: bool = Field(description="users are missing from one side: believe no difference")
+    challenger_failures: int = Field(description="requests that the champion answered in its place")
+
+
 class ModelsResponse(BaseModel):
     """What is served, and what the registry last said."""
 
@@ -236,6 +252,7 @@ class ModelsResponse(BaseModel):
     registry_trouble: str = Field(description="what is wrong with it, or with what it says; empty if nothing")
     swaps: int
     shadow: Shadow
+    experiment: Experiment | None = Field(description="null where the server was started without one")
 
 
 class Problem(BaseModel):
@@ -265,6 +282,7 @@ def told(answer: Answer) -> dict[str, Any]:
         ],
         "personal": answer.slate.personal,
         "drawn": answer.is_drawn,
+        "arm": answer.arm,
         "degraded": answer.degraded,
     }
 

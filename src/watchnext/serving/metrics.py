@@ -87,6 +87,24 @@ class Metrics:
             registry=self._registry,
         )
 
+        if service.experiment is not None:
+            self._experiment_users = Gauge(
+                "watchnext_experiment_users",
+                "users of the live experiment since the server started, by whether they see the challenger",
+                ("challenger",),
+                registry=self._registry,
+            )
+            self._sample_ratio = Gauge(
+                "watchnext_experiment_sample_ratio_is_off",
+                "1: the sides have sizes that the assignment would hardly ever give",
+                registry=self._registry,
+            )
+            self._failures = Gauge(
+                "watchnext_experiment_challenger_failures",
+                "requests that the champion answered because the challenger could not",
+                registry=self._registry,
+            )
+
     def request(self, path: str, method: str, status: int, took_s: float) -> None:
         """Count a request. `path` is a route, so that clients cannot make up labels."""
         known = method if method in ("GET", "POST", "HEAD", "OPTIONS") else "other"
@@ -114,6 +132,12 @@ class Metrics:
         self._swaps.set(self._deployment.swaps)
         self._refused.set(len(self._deployment.refusals))
         self._reachable.set(bool(self._deployment.reachable))
+        if self._service.experiment is not None:
+            live = self._service.experiment.told()
+            self._experiment_users.labels("true").set(live["users_with_challenger"])
+            self._experiment_users.labels("false").set(live["users_without"])
+            self._sample_ratio.set(live["sample_ratio_is_off"])
+            self._failures.set(live["challenger_failures"])
         told = self._mirror.told()
         self._challenger.set(told.pop("version") or 0)
         for outcome, count in told.items():

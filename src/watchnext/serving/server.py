@@ -15,6 +15,7 @@ from watchnext.registry import Registry
 from watchnext.serving.app import Limits, make_app
 from watchnext.serving.connections import ConnectionLimits, bounded
 from watchnext.serving.deployment import POLL_S, Deployment
+from watchnext.serving.experiment import Experiment
 from watchnext.serving.exploration import Exploration
 from watchnext.serving.json_lines import log_as_json
 from watchnext.serving.mirror import Command, Mirror, MirrorSettings
@@ -41,6 +42,8 @@ def serve(
     connections: ConnectionLimits | None = None,
     mirror: MirrorSettings | None = None,
     explore: float = 0.0,
+    experiment: str | None = None,
+    experiment_share: float = 0.1,
 ) -> None:
     """Answer requests until SIGTERM or SIGINT; requests that were taken are then answered still.
 
@@ -56,6 +59,8 @@ def serve(
         connections: what a connection may take.
         mirror: how much of the traffic the challenger gets. Its log is the project's folder `state/shadow`.
         explore: share of the slates that are drawn, see `serving.exploration`.
+        experiment: how users see the challenger, see `serving.experiment`; None: not at all.
+        experiment_share: of users who see it.
 
     Raises:
         InputError: the address is not loopback and there is no API key, is taken, or the user state cannot be opened.
@@ -74,17 +79,24 @@ def serve(
         )
     log_as_json(sys.stdout)
     exploration = Exploration(explore)
+    live = None if experiment is None else Experiment(name, experiment, experiment_share)
     for setting, value in _REGISTRY_PATIENCE.items():
         os.environ.setdefault(setting, value)
     listening = _listen(host, port)
     users = open_store(store)
-    service = Service(users, exploration=exploration)
+    service = Service(users, exploration=exploration, experiment=live)
 
     def swap(served: Served) -> None:
         service.champion = served
 
     registry = Registry.open(root)
-    deployment = Deployment(registry, name, swap)
+    deployments = [deployment := Deployment(registry, name, swap)]
+    if live is not None:
+
+        def show(challenger: Served | None) -> None:
+            live.challenger = challenger
+
+        deployments.append(Deployment(registry, name, show, role="challenger", withdraw=lambda: show(None)))
     command = Command(root, name, store, root / "state" / "shadow")
     shadow = Mirror(registry, name, command, mirror or MirrorSettings())
     app = make_app(service, deployment, shadow, api_key=api_key, limits=limits)
@@ -102,13 +114,15 @@ def serve(
     for ending in (signal.SIGTERM, signal.SIGINT):
         # uvicorn drains, and raises the signal again afterwards: that must not end what is still to be closed here.
         signal.signal(ending, lambda *_: None)
-    deployment.start(poll_s)
+    for one in deployments:
+        one.start(poll_s)
     shadow.start(poll_s)
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         shadow.stop()
-        deployment.stop()
+        for one in deployments:
+            one.stop()
         users.close()
         _LOGGED.info("ended")
 

@@ -8,21 +8,21 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
-
 from watchnext.errors import InputError
-from watchnext.features.history import Id, UserHistory
+from watchnext.features.history import Id
 from watchnext.features.ranking_features import RequestContext
 from watchnext.recommend.recommender import Recommender, Slate
 from watchnext.recommend.state import UserFacts
-from watchnext.registry import ROLES, Registry, Role, Version
+from watchnext.registry import ROLES, Registry, Role
 from watchnext.serving.events import Event, history_of, id_of
-from watchnext.serving.exploration import Exploration
+from watchnext.serving.experiment import Arm, Experiment, Exposure, team_draft
+from watchnext.serving.exploration import Draw, Exploration
+from watchnext.serving.served import Served
 from watchnext.serving.stores import is_redis, open_store
 from watchnext.serving.user_store import StoreUnavailableError, UserStore
 
@@ -30,20 +30,7 @@ log = logging.getLogger("watchnext.serving")
 
 HOW_MANY = 20
 STATE_UNAVAILABLE = "user state unavailable: answered from the request alone"
-
-
-@dataclass(frozen=True)
-class Served:
-    """A version that answers requests: its bundle verified, loaded and warmed up."""
-
-    version: Version
-    recommender: Recommender
-    since_at: float = field(default_factory=time.time)
-
-    @property
-    def integer_video_ids(self) -> bool:
-        """Whether video ids of its logs are integers; text otherwise."""
-        return bool(pa.types.is_integer(self.recommender.encoder.vocabularies["video"].tokens.type))
+CHALLENGER_FAILED = "the challenger failed: answered by the champion"
 
 
 @dataclass(frozen=True)
@@ -58,6 +45,8 @@ class Answer:
         degraded: what the answer had to do without; empty if nothing.
         step_ms: step -> how long it took.
         is_drawn: whether the slate was drawn from the ranking (`serving.exploration`), and so is not the ranking.
+        exposure: the experiment that the slate belongs to, if it does.
+        teams: which model each place is from, where the slate was drafted from both.
     """
 
     request_id: str
@@ -68,6 +57,18 @@ class Answer:
     degraded: str
     step_ms: Mapping[str, float]
     is_drawn: bool = False
+    exposure: Exposure | None = None
+    teams: Sequence[Arm] | None = None
+
+    @property
+    def is_champions_choice(self) -> bool:
+        """Whether the slate is what the champion ranks first."""
+        return not self.is_drawn and (self.exposure is None or self.exposure.arm == "champion")
+
+    @property
+    def arm(self) -> str | None:
+        """The user's side of the experiment: champion, challenger, or interleaved."""
+        return None if self.exposure is None else self.exposure.arm or "interleaved"
 
 
 class NoChampionError(Exception):
@@ -80,15 +81,21 @@ class Service:
     Args:
         store: what is known of users.
         exploration: how slates that are shown are drawn; None: none are.
+        experiment: who sees the challenger's; None: nobody.
 
     Attributes:
         champion: the version that answers; replaced as a whole, between two requests.
     """
 
     def __init__(
-        self, store: UserStore, champion: Served | None = None, exploration: Exploration | None = None
+        self,
+        store: UserStore,
+        champion: Served | None = None,
+        exploration: Exploration | None = None,
+        experiment: Experiment | None = None,
     ) -> None:
         self.store = store
+        self.experiment = experiment
         self._exploration = exploration or Exploration(0.0)
         self.champion = champion
         self._clock = threading.Lock()
@@ -122,7 +129,7 @@ class Service:
         at: int | None = None,
         request_id: str | None = None,
     ) -> Answer:
-        """Answer one request by the champion.
+        """Answer one request by the champion, or as an experiment has it.
 
         Args:
             user_id: who asks; somebody unknown gets what is popular or new.
@@ -131,43 +138,74 @@ class Service:
             context: facts of the request, by the names of `RequestContext`; they come before what is known of the user.
             record: whether the slate is shown, and so becomes impressions.
             at: instant that is answered as of, microseconds since 1970 UTC; by default now.
-            request_id: 32 hexadecimal digits; decides what is drawn. By default a new one.
+            request_id: 32 hexadecimal digits; decides what is drawn or drafted. By default a new one.
 
         Raises:
             NoChampionError: nothing is served yet.
             InputError: `how_many` is out of bounds.
         """
-        served = self.champion
-        if served is None:
+        champion = self.champion
+        if champion is None:
             raise NoChampionError
         watch = _StopWatch()
         at = self.now() if at is None else at
-        degraded = ""
         try:
-            history, facts = self.history(user_id, served), self.store.facts(user_id)
+            events, facts, degraded = self.store.events(user_id), self.store.facts(user_id), ""
         except StoreUnavailableError as error:
             log.error("the user state cannot be read", extra={"error": str(error)})
-            history, facts, degraded = UserHistory(), UserFacts(), STATE_UNAVAILABLE
+            events, facts, degraded = [], UserFacts(), STATE_UNAVAILABLE
+        may_record = record and not degraded
         request = request_context(user_id, at, facts, context or {})
-        watch.lap("state")
         request_id = request_id or uuid.uuid4().hex
-        # What is not shown is not drawn: it would tell of a page that nobody saw.
+
+        def ask(one: Served, draw: Draw | None = None) -> Slate:
+            history = history_of(events, one.recommender.videos.facts)
+            watch.lap("state")
+            slate = one.recommender.recommend(history, request, how_many, exclude, draw=draw)
+            watch.lap("recommend")
+            return slate
+
+        # What is not shown is neither drawn nor part of an experiment: it would tell of a page that nobody saw.
         draw = self._exploration.of(request_id, how_many) if record else None
-        slate = served.recommender.recommend(history, request, how_many, exclude, draw=draw)
-        watch.lap("recommend")
-        if record and not degraded:
+        exposure = self.experiment.exposure(user_id, champion) if record and self.experiment else None
+        served, slate, teams = champion, None, None
+        if exposure is not None and exposure.arm != "champion":
             try:
-                self.store.add(impressions_of(slate, request, request_id, served.version.number))
+                if exposure.arm is None:
+                    both = (ask(champion), ask(exposure.challenger))
+                    (slate, teams), draw = _drafted(both, how_many, request_id), None
+                else:
+                    slate, served = ask(exposure.challenger, draw), exposure.challenger
+            except Exception as error:  # noqa: BLE001 - whatever it is, the champion answers
+                assert self.experiment is not None
+                self.experiment.failed()
+                log.error(
+                    "the challenger failed",
+                    extra={"version": exposure.challenger.version.number, "error": repr(error)},
+                )
+                degraded = degraded or CHALLENGER_FAILED
+                # Whoever was to get the challenger stays in that arm; nothing was drafted.
+                exposure = exposure if exposure.arm else None
+        answer = Answer(
+            request_id,
+            user_id,
+            at,
+            served,
+            slate or ask(champion, draw),
+            degraded,
+            watch.laps_ms,
+            is_drawn=draw is not None and draw.is_drawn,
+            exposure=exposure,
+            teams=teams,
+        )
+        if may_record:
+            try:
+                self.store.add(impressions_of(answer, request))
             except StoreUnavailableError as error:
                 log.error("impressions cannot be recorded", extra={"error": str(error)})
-                degraded = "impressions not recorded"
+                answer = replace(answer, degraded="impressions not recorded")
         watch.lap("record")
-        is_drawn = draw is not None and draw.is_drawn
-        return Answer(request_id, user_id, at, served, slate, degraded, watch.laps_ms, is_drawn)
-
-    def history(self, user_id: str, served: Served) -> UserHistory:
-        """What the user did, with facts of videos from the model that answers."""
-        return history_of(self.store.events(user_id), served.recommender.videos.facts)
+        return answer
 
 
 def load(uri: str, root: Path, store: str) -> Service:
@@ -220,15 +258,21 @@ def request_context(user_id: str, at: int, facts: UserFacts, context: Mapping[st
     return RequestContext(user_id=user_id, at=at, **{**known, **given})
 
 
-def impressions_of(slate: Slate, request: RequestContext, request_id: str, version: int) -> list[Event]:
+def impressions_of(answer: Answer, request: RequestContext) -> list[Event]:
     """The events that showing a slate is: one impression per video, unclicked until a watch names this page.
 
-    Beside the columns of the table a row has what only this server knows: which version expected what.
+    Beside the columns of the table a row has what only this server knows: which version expected what, and in which
+    experiment (`ExperimentId`) the slate was shown, in which arm, or of which team of an interleaved one the video is.
     """
     events = []
-    for position, video in enumerate(slate.videos):
+    for position, video in enumerate(answer.slate.videos):
+        version, arm = answer.served.version.number, None
+        if answer.exposure is not None:
+            arm = answer.exposure.arm if answer.teams is None else answer.teams[position]
+            if answer.teams is not None and arm == "challenger":
+                version = answer.exposure.challenger.version.number
         row = {
-            "request_id": request_id,
+            "request_id": answer.request_id,
             "video_id": video.video_id,
             "shown_at": request.at,
             "surface": request.surface,
@@ -242,9 +286,21 @@ def impressions_of(slate: Slate, request: RequestContext, request_id: str, versi
             "propensity": video.propensity,
             "model_version": version,
             "expected_watch_time_s": video.expected_watch_time_s,
+            **(
+                {} if answer.exposure is None else {"experiment": str(answer.exposure.experiment), "arm": arm}
+            ),
         }
         events.append(Event(str(request.user_id), id_of("impressions", row), "impressions", row))
     return events
+
+
+def _drafted(slates: tuple[Slate, Slate], how_many: int, request_id: str) -> tuple[Slate, list[Arm]]:
+    """The slate that both models pick in turns, and whose each place is."""
+    drafted = team_draft((slates[0].video_ids, slates[1].video_ids), how_many, request_id)
+    names: tuple[Arm, Arm] = ("champion", "challenger")
+    videos = tuple(slates[team].videos[place] for team, place in drafted)
+    slate = replace(slates[0], videos=videos, personal=any(one.personal for one in slates))
+    return slate, [names[team] for team, _ in drafted]
 
 
 def check_video_id(served: Served, given: Id) -> Id:
@@ -271,5 +327,5 @@ class _StopWatch:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps_ms[name] = (now - self._last) * 1000.0
+        self.laps_ms[name] = self.laps_ms.get(name, 0.0) + (now - self._last) * 1000.0
         self._last = now
