@@ -2,13 +2,13 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from watchnext.errors import InputError
 from watchnext.recommend.state import UserFacts
 from watchnext.serving.events import Event
-from watchnext.serving.user_store import StoreUnavailableError, facts_from_json, facts_to_json
+from watchnext.serving.user_store import Patience, facts_from_json, facts_to_json
 
 log = logging.getLogger("watchnext.serving")
 
@@ -38,7 +38,7 @@ class RedisUserStore:
             raise InputError(
                 "user state in Redis needs redis-py", where="--store", remedy="pip install 'watchnext[redis]'"
             ) from error
-        self._error: type[Exception] = redis.RedisError
+        self._patience = Patience("Redis", redis.RedisError)
         try:
             # Once more at once, for a connection that was closed meanwhile; nobody waits for a Redis that is gone.
             self._client: Any = redis.Redis.from_url(
@@ -62,35 +62,35 @@ class RedisUserStore:
     def add(self, events: Sequence[Event]) -> list[bool]:
         if not events:
             return []
-        with self._plainly(), self._client.pipeline(transaction=True) as pipeline:
+        with self._patience.asked(), self._client.pipeline(transaction=True) as pipeline:
             for event in events:
                 pipeline.hsetnx(_EVENTS + event.user_id, event.id, event.to_json())
             return [bool(new) for new in pipeline.execute()]
 
     def events(self, user_id: str) -> list[Event]:
-        with self._plainly():
+        with self._patience.asked():
             kept = self._client.hgetall(_EVENTS + user_id)
         return [Event.from_json(user_id, event_id.decode(), text) for event_id, text in kept.items()]
 
     def put_facts(self, facts: Mapping[str, UserFacts]) -> None:
         if facts:
-            with self._plainly():
+            with self._patience.asked():
                 self._client.mset({_FACTS + user_id: facts_to_json(one) for user_id, one in facts.items()})
 
     def facts(self, user_id: str) -> UserFacts:
-        with self._plainly():
+        with self._patience.asked():
             text = self._client.get(_FACTS + user_id)
         return UserFacts() if text is None else facts_from_json(text)
 
     def forget(self, user_id: str) -> int:
-        with self._plainly(), self._client.pipeline(transaction=True) as pipeline:
+        with self._patience.asked(), self._client.pipeline(transaction=True) as pipeline:
             pipeline.hlen(_EVENTS + user_id)
             pipeline.delete(_EVENTS + user_id, _FACTS + user_id)
             return int(pipeline.execute()[0])
 
     def user_ids(self, at_most: int) -> list[str]:
         found: set[str] = set()
-        with self._plainly():
+        with self._patience.asked():
             # A scan may name a key twice.
             for key in self._client.scan_iter(match=_EVENTS + "*", count=1000):
                 found.add(key.decode().removeprefix(_EVENTS))
@@ -100,10 +100,3 @@ class RedisUserStore:
 
     def close(self) -> None:
         self._client.close()
-
-    @contextlib.contextmanager
-    def _plainly(self) -> Iterator[None]:
-        try:
-            yield
-        except self._error as error:
-            raise StoreUnavailableError(f"Redis: {error}") from error

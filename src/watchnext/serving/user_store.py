@@ -7,6 +7,7 @@ import contextlib
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,8 @@ from watchnext.errors import InputError
 from watchnext.recommend.state import UserFacts
 from watchnext.serving.events import Event
 
-_BUSY_TIMEOUT_S = 5.0
+_BUSY_TIMEOUT_S = 1.0
+_RETRY_S = 2.0
 _LAYOUT = 1
 
 
@@ -58,11 +60,52 @@ class UserStore(Protocol):
         """Give back what is held open."""
 
 
+class Patience:
+    """Lets nobody wait for a store that has just failed: for a while calls fail at once, then one call tries again.
+
+    A store that hangs costs the calls that find it out a timeout each; without this, every request would wait as long.
+
+    Args:
+        store: what it is called in errors.
+        errors: by which a call says that the store failed.
+    """
+
+    def __init__(self, store: str, *errors: type[Exception]) -> None:
+        self._store = store
+        self._errors = errors
+        self._lock = threading.Lock()
+        self._why = ""
+        self._until = 0.0
+
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[None]:
+        """Around a call of the store.
+
+        Raises:
+            StoreUnavailableError: the call failed, or one has a moment ago.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if self._why:
+                if now < self._until:
+                    raise StoreUnavailableError(self._why)
+                self._until = now + _RETRY_S  # this call tries, and the others do not wait for it
+        try:
+            yield
+        except self._errors as error:
+            with self._lock:
+                self._why = f"{self._store}: {error}"
+                self._until = time.monotonic() + _RETRY_S
+            raise StoreUnavailableError(self._why) from error
+        self._why = ""
+
+
 class SqliteUserStore:
     """A `UserStore` in one SQLite file (write-ahead log).
 
     A user's events lie side by side, so that reading them is one walk. What was acknowledged survives `kill -9`; at a
-    power cut the last moments can be lost, the file stays whole (`synchronous=NORMAL`).
+    power cut the last moments can be lost, the file stays whole (`synchronous=NORMAL`). A file that is taken away or
+    exchanged while it is open is noticed: what went on into the old one would be acknowledged, and gone.
 
     Args:
         path: the file; made, with its folder, if it does not exist.
@@ -77,6 +120,10 @@ class SqliteUserStore:
         self._opened: list[sqlite3.Connection] = []
         self._opening = threading.Lock()
         self._writing = threading.Lock()
+        self._file: tuple[int, int] | None = None
+        # Somebody who holds the file's lock keeps others from writing alone.
+        self._reads = Patience(str(path), sqlite3.Error, OSError)
+        self._writes = Patience(str(path), sqlite3.Error, OSError)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = self._connection()
@@ -93,6 +140,7 @@ class SqliteUserStore:
                         f"PRAGMA user_version = {_LAYOUT};"
                         "COMMIT;"
                     )
+            self._file = _identity(path)
         except (OSError, sqlite3.Error) as error:
             self.close()
             raise InputError(
@@ -110,7 +158,7 @@ class SqliteUserStore:
             )
 
     def add(self, events: Sequence[Event]) -> list[bool]:
-        with self._plainly(), self._transaction() as connection:
+        with self._writes.asked(), self._transaction() as connection:
             return [
                 connection.execute(
                     "INSERT OR IGNORE INTO events VALUES (?, ?, ?)",
@@ -121,28 +169,28 @@ class SqliteUserStore:
             ]
 
     def events(self, user_id: str) -> list[Event]:
-        with self._plainly():
+        with self._reads.asked():
             rows = self._connection().execute(
                 "SELECT event_id, event FROM events WHERE user_id = ?", (user_id,)
             )
             return [Event.from_json(user_id, event_id, text) for event_id, text in rows]
 
     def put_facts(self, facts: Mapping[str, UserFacts]) -> None:
-        with self._plainly(), self._transaction() as connection:
+        with self._writes.asked(), self._transaction() as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO users VALUES (?, ?)",
                 [(user_id, facts_to_json(one)) for user_id, one in facts.items()],
             )
 
     def facts(self, user_id: str) -> UserFacts:
-        with self._plainly():
+        with self._reads.asked():
             row = (
                 self._connection().execute("SELECT facts FROM users WHERE user_id = ?", (user_id,)).fetchone()
             )
             return UserFacts() if row is None else facts_from_json(row[0])
 
     def forget(self, user_id: str) -> int:
-        with self._plainly():
+        with self._writes.asked():
             with self._transaction() as connection:
                 connection.execute("DELETE FROM users WHERE user_id = ?", (user_id,))
                 forgotten = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
@@ -153,7 +201,7 @@ class SqliteUserStore:
     def user_ids(self, at_most: int) -> list[str]:
         found: list[str] = []
         last = ""
-        with self._plainly():
+        with self._reads.asked():
             # From user to user by the key: `DISTINCT` would walk every event.
             while len(found) < at_most:
                 row = (
@@ -174,7 +222,15 @@ class SqliteUserStore:
             self._opened.clear()
 
     def _connection(self) -> sqlite3.Connection:
-        """This thread's connection."""
+        """This thread's connection.
+
+        Raises:
+            OSError: the file is gone.
+            sqlite3.Error: it cannot be opened, or is not the one that was.
+        """
+        if self._file is not None and _identity(self.path) != self._file:
+            # Closing and opening anew would follow it, and delete whatever another process has in its write-ahead log.
+            raise sqlite3.OperationalError("another file lies there now: put the first back, or start anew")
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             # Used by this thread alone, but closed by whoever closes the store.
@@ -203,12 +259,15 @@ class SqliteUserStore:
                     connection.execute("ROLLBACK")
                 raise
 
-    @contextlib.contextmanager
-    def _plainly(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StoreUnavailableError(f"{self.path}: {error}") from error
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Which file this is, whatever it is called.
+
+    Raises:
+        OSError: there is none.
+    """
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def facts_to_json(facts: UserFacts) -> str:
