@@ -100,7 +100,7 @@ def answers(history: UserHistory, before: int) -> tuple[object, ...]:
         sorted(history.shown_videos(before)),
         history.last_search_tokens(50, before),
         history.last_search_query(before),
-        [history.topic_watches([f"topic {one}"], before) for one in range(4)],
+        history.watches_by_topic(before),
     )
 
 

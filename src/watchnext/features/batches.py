@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -113,7 +114,6 @@ class Vocabulary:
         self.space = space
         self.tokens = tokens
         self.frequency = frequency
-        self._by_value: dict[Any, int] | None = None
         self._sorted: npt.NDArray[np.int64] | None = None
         self._dense: npt.NDArray[np.int32] | None = None
         if pa.types.is_integer(tokens.type) and len(tokens):
@@ -179,18 +179,33 @@ class Vocabulary:
             return self._lookup_integers(values)
         if len(values) <= _SMALL_BATCH:
             # index_in hashes the whole vocabulary on every call: too dear for one request.
-            if self._by_value is None:
-                self._by_value = {
-                    token: index for index, token in enumerate(self.tokens.to_pylist(), start=1)
-                }
-            known = self._by_value
+            known = self._known
             return np.fromiter((known.get(value, 0) for value in values.to_pylist()), np.int32, len(values))
         found = pc.index_in(values.cast(self.tokens.type), value_set=self.tokens)
         return (pc.fill_null(found, -1).to_numpy(zero_copy_only=False) + 1).astype(np.int32)
 
+    def index_of(self, value: Any) -> int:
+        """Index of one value; 0 for one that is unknown or of another type."""
+        if self._sorted is None:
+            return self._known.get(value, 0)
+        if not isinstance(value, int):
+            return 0
+        if self._dense is not None:
+            shifted = value - self._smallest
+            return int(self._dense[shifted]) if 0 <= shifted < len(self._dense) else 0
+        if not int(self._sorted[0]) <= value <= int(self._sorted[-1]):
+            return 0
+        place = int(np.searchsorted(self._sorted, value))
+        return int(self._order[place]) + 1 if self._sorted[place] == value else 0
+
+    @cached_property
+    def _known(self) -> dict[Any, int]:
+        return {token: index for index, token in enumerate(self.tokens.to_pylist(), start=1)}
+
     def _lookup_integers(self, values: pa.Array) -> npt.NDArray[np.int32]:
         assert self._sorted is not None
-        plain = pc.fill_null(values, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        whole = pc.fill_null(values, 0) if values.null_count else values
+        plain = whole.to_numpy(zero_copy_only=False).astype(np.int64)
         if self._dense is not None:
             shifted = plain - self._smallest
             inside = (shifted >= 0) & (shifted < len(self._dense))
@@ -286,22 +301,33 @@ class Encoder:
             arrays[UNWATCHED_LABEL] = np.asarray(columns[UNWATCHED_LABEL], np.float32)
         return arrays
 
-    def encode_ranking(self, columns: Columns) -> Arrays:
+    def encode_ranking(
+        self, columns: Columns, encoded: Mapping[str, npt.NDArray[Any]] | None = None
+    ) -> Arrays:
         """Inputs of the ranker.
 
         Args:
             columns: ranking examples, or what `evaluate_request` makes of a request, where the query side has one
                 row for all impressions.
+            encoded: inputs that need no columns, because they are known as arrays already.
 
         Returns:
             One array per ranking feature, of as many rows as its column (0 or NaN throughout for a `training_only` one
             whose column is absent), and `clicked`, `watch_time_s` float32 [N] where they are given.
         """
-        arrays = self._encode(columns, self.ranking_features, repeat=False)
+        encoded = encoded or {}
+        wanted = [spec for spec in self.ranking_features if spec.name not in encoded]
+        arrays = {**encoded, **self._encode(columns, wanted, repeat=False)}
         for name in ("clicked", "watch_time_s"):
             if name in _names(columns):
                 arrays[name] = _floats(columns[name])
         return arrays
+
+    def encode_some(self, columns: Columns, names: Sequence[str]) -> Arrays:
+        """Of the inputs of the ranker those of these names, as `encode_ranking` makes them."""
+        return self._encode(
+            columns, [spec for spec in self.ranking_features if spec.name in names], repeat=False
+        )
 
     def _encode(self, columns: Columns, specs: Sequence[FeatureSpec], *, repeat: bool = True) -> Arrays:
         names = _names(columns)
@@ -409,4 +435,6 @@ def _names(columns: Columns) -> set[str]:
 
 def _floats(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
     """Numbers or booleans -> float32 [N], null = NaN."""
+    if isinstance(column, pa.Array) and pa.types.is_floating(column.type) and column.null_count == 0:
+        return column.to_numpy().astype(np.float32)
     return pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy().astype(np.float32)

@@ -702,17 +702,15 @@ class UserHistory:
         number = bisect.bisect_left(instants, to_microseconds(before))
         return number, instants[number - 1] if number else None
 
-    def topic_watches(self, topics: Iterable[str] | None, before: Instant) -> tuple[int, int | None]:
-        """Watches that have ended of the topic that has most of them, and the end in microseconds of the last of any."""
-        most, last_at = 0, None
+    def watches_by_topic(self, before: Instant) -> dict[str, tuple[int, int]]:
+        """Topic -> number of watches of it that have ended, and the end of the last in microseconds."""
         at = to_microseconds(before)
-        for topic in topics or ():
-            instants = self._watches_of_topic.get(topic)
-            number = bisect.bisect_left(instants, at) if instants else 0
-            if instants and number:
-                most = max(most, number)
-                last_at = instants[number - 1] if last_at is None else max(last_at, instants[number - 1])
-        return most, last_at
+        found = {}
+        for topic, instants in self._watches_of_topic.items():
+            number = bisect.bisect_left(instants, at)
+            if number:
+                found[topic] = (number, instants[number - 1])
+        return found
 
     def impressions(self, before: Instant) -> tuple[int, int]:
         """Number of impressions, and of clicks among them: a click is known to the next request."""

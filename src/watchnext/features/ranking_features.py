@@ -10,17 +10,21 @@ import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import ibis
 import ibis.expr.types as ir
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from watchnext import schema
 from watchnext.data.split import SplitDays, days_between
 from watchnext.engine import Engine
-from watchnext.features.batches import OPENING, PAGED_SHARE, FeatureSpec, Kind
+from watchnext.features.batches import OPENING, PAGED_SHARE, FeatureSpec, Kind, Vocabulary
 from watchnext.features.history import (
     TOPIC,
     AsOf,
@@ -78,71 +82,207 @@ class VideoFacts:
     language: str | None = None
 
 
-@dataclass(frozen=True)
-class VideoDay:
-    """A row of `video_statistics`: a video, or all of a channel, over the complete days before a day."""
+class Counts:
+    """Rows of `video_statistics` by the id of a video, or of a channel.
 
-    impressions: int = 0
-    clicks: int = 0
-    watch_time_ms: int = 0
-    completed_watches: int = 0
+    Args:
+        ids: [M], each once.
+        counts: int64 [M, len(COUNTS)].
+    """
+
+    def __init__(self, ids: pa.Array | None = None, counts: npt.NDArray[np.int64] | None = None) -> None:
+        ids = pa.array([], pa.int64()) if ids is None else ids
+        nothing = np.zeros((1, len(COUNTS)), np.int64)
+        self._counts = nothing if counts is None else np.concatenate([nothing, counts])
+        self._places = Vocabulary("video_statistics", ids, np.zeros(len(ids), np.int64))
+
+    def of(self, ids: pa.Array) -> npt.NDArray[np.int64]:
+        """[N] ids -> int64 [N, len(COUNTS)]; zeros for what had no event, or is null."""
+        return self._counts[self._places.lookup(ids)]
 
 
 @dataclass(frozen=True)
 class VideoStatistics:
-    """The statistics of every video as of one day.
+    """What befell every video over the complete days before one day.
 
     Attributes:
         covered_days: how many complete days of logs they cover, at most STATISTICS_DAYS.
-        rows: video id -> its row; a video without one had no event.
-        channels: channel id -> the sum over its videos.
+        videos: by video id.
+        channels: by channel id, the sum over its videos.
     """
 
     covered_days: int = 0
-    rows: Mapping[Id, VideoDay] = field(default_factory=dict)
-    channels: Mapping[Id, VideoDay] = field(default_factory=dict)
+    videos: Counts = field(default_factory=Counts)
+    channels: Counts = field(default_factory=Counts)
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "VideoStatistics":
         """The rows of one day of the table `video_statistics`."""
-        covered = table["covered_days"].to_pylist()
-        rows = _days_by(table, "video_id", COUNTS)
-        channels: Mapping[Id, VideoDay] = {}
+        videos = _counts_by(table, "video_id", COUNTS)
+        channels = Counts()
         # Tables that were stored before there were inputs of channels do not have the column.
         if "channel_id" in table.column_names:
             known = table.filter(table["channel_id"].is_valid())
             sums = known.group_by("channel_id").aggregate([(name, "sum") for name in COUNTS])
-            channels = _days_by(sums, "channel_id", [f"{name}_sum" for name in COUNTS])
-        return cls(max(covered, default=0), rows, channels)
-
-    def of(self, video_id: Id) -> VideoDay:
-        """The row of a video; zeros if it had no event."""
-        return self.rows.get(video_id, _NO_EVENTS)
-
-    def of_channel(self, channel_id: Id | None) -> VideoDay:
-        """The sum over the videos of a channel; zeros if they had no event, or there is no channel."""
-        return _NO_EVENTS if channel_id is None else self.channels.get(channel_id, _NO_EVENTS)
+            channels = _counts_by(sums, "channel_id", [f"{name}_sum" for name in COUNTS])
+        return cls(int(pc.max(table["covered_days"]).as_py() or 0), videos, channels)
 
 
 COUNTS = ("impressions", "clicks", "watch_time_ms", "completed_watches")
-"""Columns of `video_statistics` that are counted, in the order of VideoDay."""
-
-_NO_EVENTS = VideoDay()
+"""Columns of `video_statistics` that are counted."""
 
 
-def _days_by(table: pa.Table, key: str, counts: Sequence[str]) -> dict[Id, VideoDay]:
-    columns = (table[name].to_pylist() for name in counts)
-    return {one: VideoDay(*values) for one, *values in zip(table[key].to_pylist(), *columns, strict=True)}
+def _counts_by(table: pa.Table, key: str, counts: Sequence[str]) -> Counts:
+    columns = [table[name].cast(pa.int64()).to_numpy() for name in counts]
+    return Counts(one_array(table[key]), np.stack(columns, axis=1))
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    whole = column.combine_chunks()
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
+
+
+class Videos:
+    """Some videos of a table, as columns that are made when they are asked for.
+
+    Args:
+        table: columns of `videos` by name, those that there are.
+        places: int64 [N] rows of the table; -1: a video that it does not have, of which nothing is known.
+        ids: [N] their ids.
+        statistics: of the day of the request.
+        topic_codes: topic -> its place among the `topics` of a table that has them as dictionary.
+    """
+
+    def __init__(
+        self,
+        table: Mapping[str, pa.Array],
+        places: npt.NDArray[np.int64],
+        ids: pa.Array,
+        statistics: VideoStatistics,
+        topic_codes: Mapping[str, int],
+    ) -> None:
+        self._table = table
+        self._places = pa.array(places, mask=places < 0)
+        self._statistics = statistics
+        self.id_column = ids
+        self.topic_codes = topic_codes
+
+    @classmethod
+    def of(cls, facts: Sequence[VideoFacts], statistics: VideoStatistics) -> "Videos":
+        """Videos that are known one by one."""
+        table = {
+            name: pa.array([getattr(one, name) for one in facts]) for name in VideoFacts.__dataclass_fields__
+        }
+        if pa.types.is_timestamp(table["uploaded_at"].type):
+            table["uploaded_at"] = table["uploaded_at"].cast(pa.timestamp("us")).cast(pa.int64())
+        table["topics"], codes = with_topic_codes(table["topics"])
+        return cls(table, np.arange(len(facts)), table["video_id"], statistics, codes)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def column(self, name: str) -> pa.Array:
+        """[N] of a column of the table; null where it is not known."""
+        return self._table[name].take(self._places) if name in self._table else pa.nulls(len(self))
+
+    def numbers(self, name: str) -> npt.NDArray[np.float64]:
+        """float64 [N] of a column of numbers; NaN where it is not known. Instants in microseconds are exact."""
+        column = self.column(name).cast(pa.float64())
+        return column.fill_null(np.nan).to_numpy() if column.null_count else column.to_numpy()
+
+    @cached_property
+    def ids(self) -> list[Id]:
+        return _to_list(self.id_column)
+
+    @cached_property
+    def channel_column(self) -> pa.Array:
+        return self.column("channel_id")
+
+    @cached_property
+    def channel_ids(self) -> list[Id | None]:
+        return _to_list(self.channel_column)
+
+    @cached_property
+    def topics(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Every topic of the videos, one after the other: int64 [M] which video, and [M] its code."""
+        lists = self.column("topics")
+        if pa.types.is_null(lists.type):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        sizes = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        return np.repeat(np.arange(len(self)), sizes), lists.flatten().indices.to_numpy().astype(np.int64)
+
+    @cached_property
+    def counts(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Name of COUNTS -> int64 [N] of the videos; with `channel_` before it, of their channels."""
+        own = self._statistics.videos.of(self.id_column)
+        of_channel = self._statistics.channels.of(self.channel_column)
+        return dict(zip(COUNTS, own.T, strict=True)) | {
+            f"channel_{name}": column for name, column in zip(COUNTS, of_channel.T, strict=True)
+        }
+
+    @property
+    def covered_days(self) -> int:
+        return self._statistics.covered_days
+
+
+def with_topic_codes(topics: pa.Array) -> tuple[pa.Array, dict[str, int]]:
+    """Lists of topics as lists of codes, and which topic has which."""
+    if not pa.types.is_list(topics.type):
+        return topics, {}
+    values = topics.values.cast(pa.string()).dictionary_encode()
+    coded = pa.ListArray.from_arrays(topics.offsets, values, mask=topics.is_null())
+    return coded, {topic: code for code, topic in enumerate(values.dictionary.to_pylist())}
+
+
+def _to_list(column: pa.Array) -> list[Any]:
+    """`to_pylist`, of integers in a fraction of its time."""
+    if pa.types.is_integer(column.type) and column.null_count == 0:
+        values: list[Any] = column.to_numpy().tolist()
+        return values
+    return list(column.to_pylist())
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One request, as `evaluate` sees it. `at` is its instant in microseconds since 1970 UTC."""
+    """One request and its candidates, as `evaluate` sees them. `at` is its instant in microseconds since 1970 UTC."""
 
     user: UserHistory
     request: RequestContext
     at: int
-    statistics: VideoStatistics
+    videos: Videos
+
+    @cached_property
+    def impressions_of_videos(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """[N] impressions of each video without a click, and the instant of its last impression, NaN without one."""
+        return _pairs([self.user.impressions_of(one, self.at) for one in self.videos.ids])
+
+    @cached_property
+    def watches_of_channels(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """[N] watches of each video's channel, and the end of the last, NaN without one."""
+        return _pairs([self.user.channel_watches(one, self.at) for one in self.videos.channel_ids])
+
+    @cached_property
+    def watches_of_topics(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """[N] watches of that topic of each video that has most (NaN: it has no topic), and the end of the last of any."""
+        watches, last_at = np.zeros((2, len(self.videos.topic_codes)))
+        last_at -= np.inf
+        for topic, (number, instant) in self.user.watches_by_topic(self.at).items():
+            code = self.videos.topic_codes.get(topic)
+            if code is not None:
+                watches[code], last_at[code] = number, instant
+        owner, code_of = self.videos.topics
+        most, latest = np.full((2, len(self.videos)), -np.inf)
+        np.maximum.at(most, owner, watches[code_of])
+        np.maximum.at(latest, owner, last_at[code_of])
+        return np.where(most >= 0, most, np.nan), np.where(latest > -np.inf, latest, np.nan)
+
+
+def _pairs(
+    pairs: Sequence[tuple[int, int | None]],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    numbers, instants = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(numbers, np.float64), np.array(instants, np.float64)
 
 
 @dataclass(frozen=True)
@@ -159,7 +299,8 @@ class Feature:
             and `uploaded` (int64 microseconds), the statistics of the request's day (`covered_days`, the names of
             VideoDay, and these with `channel_` before them) and, named `AsOf.column`, the quantities in `reads`.
             Missing is null.
-        evaluate: the same for one video of one request; missing is None.
+        evaluate: the same for one request in memory: a value for the query side (missing is None), a column [N] for the
+            impression side (of numbers float64, missing is NaN).
         space: id space of a categorical or multivalent feature.
         length: how many values of a multivalent feature the model gets, the last ones.
         reads: quantities over the user's past.
@@ -167,6 +308,8 @@ class Feature:
         training_only: see FeatureSpec; `evaluate` is then never asked.
         tells_of_past: whether it tells of what the user did before, although it reads nothing of the past itself.
             Where a user's day stands for a page it is missing: at the beginning of the day it was not known.
+        of_video_alone: whether all requests of a day have the same value of a video: `evaluate` then reads nothing but
+            `videos`, and serving makes it once for all of them.
     """
 
     name: str
@@ -174,13 +317,14 @@ class Feature:
     side: Literal["query", "impression"]
     meaning: str
     expression: Callable[[ir.Table], ir.Value]
-    evaluate: Callable[[Moment, VideoFacts], Any]
+    evaluate: Callable[[Moment], Any]
     space: str | None = None
     length: int | None = None
     reads: tuple[AsOf, ...] = ()
     needs: tuple[str, ...] = ()
     training_only: bool = False
     tells_of_past: bool = False
+    of_video_alone: bool = False
 
     @property
     def spec(self) -> FeatureSpec:
@@ -194,6 +338,13 @@ def _ratio_sql(numerator: ir.Value, denominator: ir.Value) -> ir.Value:
 
 def _ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator > 0 else None
+
+
+def _ratios(
+    numerator: npt.NDArray[np.int64], denominator: npt.NDArray[np.int64] | int
+) -> npt.NDArray[np.float64]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.asarray(denominator) > 0, numerator / denominator, np.nan)
 
 
 def _seconds_sql(later: ir.Value, earlier: ir.Value) -> ir.Value:
@@ -231,7 +382,8 @@ FEATURES: tuple[Feature, ...] = (
         space="video",
         meaning="the video that is shown",
         expression=lambda row: row.video_id,
-        evaluate=lambda moment, video: video.video_id,
+        evaluate=lambda moment: moment.videos.id_column,
+        of_video_alone=True,
     ),
     Feature(
         name="channel_id",
@@ -240,7 +392,8 @@ FEATURES: tuple[Feature, ...] = (
         space="channel",
         meaning="its channel",
         expression=lambda row: row.channel_id,
-        evaluate=lambda moment, video: video.channel_id,
+        evaluate=lambda moment: moment.videos.channel_column,
+        of_video_alone=True,
         needs=("videos.channel_id",),
     ),
     Feature(
@@ -250,7 +403,8 @@ FEATURES: tuple[Feature, ...] = (
         space="language",
         meaning="its language",
         expression=lambda row: row.language,
-        evaluate=lambda moment, video: video.language,
+        evaluate=lambda moment: moment.videos.column("language"),
+        of_video_alone=True,
         needs=("videos.language",),
     ),
     Feature(
@@ -260,7 +414,7 @@ FEATURES: tuple[Feature, ...] = (
         space="surface",
         meaning="where in the product the page is",
         expression=lambda row: row.surface,
-        evaluate=lambda moment, video: moment.request.surface,
+        evaluate=lambda moment: moment.request.surface,
         needs=("impressions.surface",),
     ),
     Feature(
@@ -270,7 +424,7 @@ FEATURES: tuple[Feature, ...] = (
         space="device",
         meaning="class of the user's device",
         expression=lambda row: row.device,
-        evaluate=lambda moment, video: moment.request.device,
+        evaluate=lambda moment: moment.request.device,
         needs=("impressions.device",),
     ),
     Feature(
@@ -280,7 +434,7 @@ FEATURES: tuple[Feature, ...] = (
         space="region",
         meaning="region of the user",
         expression=lambda row: row.region,
-        evaluate=lambda moment, video: moment.request.region,
+        evaluate=lambda moment: moment.request.region,
         needs=("users.region",),
     ),
     Feature(
@@ -290,7 +444,7 @@ FEATURES: tuple[Feature, ...] = (
         space="gender",
         meaning="gender of the user",
         expression=lambda row: row.gender,
-        evaluate=lambda moment, video: moment.request.gender,
+        evaluate=lambda moment: moment.request.gender,
         needs=("users.gender",),
     ),
     Feature(
@@ -300,7 +454,7 @@ FEATURES: tuple[Feature, ...] = (
         space="video",
         meaning="the video whose watch by the user ended last, completed or not",
         expression=lambda row: row[_LAST_WATCH.column][0],
-        evaluate=lambda moment, video: next(iter(moment.user.last_watches(1, moment.at)), None),
+        evaluate=lambda moment: next(iter(moment.user.last_watches(1, moment.at)), None),
         reads=(_LAST_WATCH,),
     ),
     Feature(
@@ -310,7 +464,11 @@ FEATURES: tuple[Feature, ...] = (
         space="video",
         meaning="the video for which the video was nominated, where its source has one",
         expression=lambda row: row.seed_video_id,
-        evaluate=lambda moment, video: moment.request.seeds.get(video.video_id),
+        evaluate=lambda moment: (
+            [moment.request.seeds.get(one) for one in moment.videos.ids]
+            if moment.request.seeds
+            else pa.nulls(len(moment.videos))
+        ),
         needs=("impressions.seed_video_id",),
         tells_of_past=True,
     ),
@@ -321,7 +479,7 @@ FEATURES: tuple[Feature, ...] = (
         space="search_query",
         meaning="the user's last search, lowered, its words with one space between two",
         expression=lambda row: row[_LAST_QUERY.column],
-        evaluate=lambda moment, video: moment.user.last_search_query(moment.at),
+        evaluate=lambda moment: moment.user.last_search_query(moment.at),
         reads=(_LAST_QUERY,),
         needs=("searches.query",),
     ),
@@ -332,7 +490,7 @@ FEATURES: tuple[Feature, ...] = (
         space="position",
         meaning="place on the page, from 0",
         expression=lambda row: row.position,
-        evaluate=lambda moment, video: None,
+        evaluate=lambda moment: None,
         needs=("impressions.position",),
         training_only=True,
     ),
@@ -345,7 +503,8 @@ FEATURES: tuple[Feature, ...] = (
         length=TOPICS_LENGTH,
         meaning="topics of the video",
         expression=lambda row: row.topics,
-        evaluate=lambda moment, video: video.topics,
+        evaluate=lambda moment: moment.videos.column("topics"),
+        of_video_alone=True,
         needs=("videos.topics",),
     ),
     Feature(
@@ -356,7 +515,7 @@ FEATURES: tuple[Feature, ...] = (
         length=RECENT_WATCHES_LENGTH,
         meaning=f"the last {RECENT_WATCHES_LENGTH} videos that the user completed, oldest first",
         expression=lambda row: row[_RECENT_WATCHES.column],
-        evaluate=lambda moment, video: moment.user.last_completed(RECENT_WATCHES_LENGTH, moment.at),
+        evaluate=lambda moment: moment.user.last_completed(RECENT_WATCHES_LENGTH, moment.at),
         reads=(_RECENT_WATCHES,),
     ),
     Feature(
@@ -367,7 +526,7 @@ FEATURES: tuple[Feature, ...] = (
         length=SEARCH_TOKENS_LENGTH,
         meaning=f"the last {SEARCH_TOKENS_LENGTH} unigrams and bigrams of the user's searches, oldest first",
         expression=lambda row: row[_SEARCH_TOKENS.column],
-        evaluate=lambda moment, video: moment.user.last_search_tokens(SEARCH_TOKENS_LENGTH, moment.at),
+        evaluate=lambda moment: moment.user.last_search_tokens(SEARCH_TOKENS_LENGTH, moment.at),
         reads=(_SEARCH_TOKENS,),
         needs=("searches.query",),
     ),
@@ -378,9 +537,7 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="time since its upload, s",
         expression=lambda row: _seconds_sql(row["at"], row.uploaded),
-        evaluate=lambda moment, video: (
-            None if video.uploaded_at is None else _seconds(moment.at, to_microseconds(video.uploaded_at))
-        ),
+        evaluate=lambda moment: (moment.at - moment.videos.numbers("uploaded_at")) / _MICROSECONDS,
         needs=("videos.uploaded_at",),
     ),
     Feature(
@@ -389,7 +546,8 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="its length, s",
         expression=lambda row: row.duration_s,
-        evaluate=lambda moment, video: video.duration_s,
+        evaluate=lambda moment: moment.videos.numbers("duration_s"),
+        of_video_alone=True,
         needs=("videos.duration_s",),
     ),
     Feature(
@@ -398,9 +556,8 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="its impressions per day over the 7 complete days before",
         expression=lambda row: _ratio_sql(row.impressions, row.covered_days),
-        evaluate=lambda moment, video: _ratio(
-            moment.statistics.of(video.video_id).impressions, moment.statistics.covered_days
-        ),
+        evaluate=lambda moment: _ratios(moment.videos.counts["impressions"], moment.videos.covered_days),
+        of_video_alone=True,
     ),
     Feature(
         name="video_completed_watches_per_day",
@@ -408,9 +565,10 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="its completed watches of every origin per day over the 7 complete days before",
         expression=lambda row: _ratio_sql(row.completed_watches, row.covered_days),
-        evaluate=lambda moment, video: _ratio(
-            moment.statistics.of(video.video_id).completed_watches, moment.statistics.covered_days
+        evaluate=lambda moment: _ratios(
+            moment.videos.counts["completed_watches"], moment.videos.covered_days
         ),
+        of_video_alone=True,
     ),
     Feature(
         name="video_click_rate",
@@ -418,9 +576,8 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="clicks per impression over the 7 complete days before",
         expression=lambda row: _ratio_sql(row.clicks, row.impressions),
-        evaluate=lambda moment, video: _ratio(
-            moment.statistics.of(video.video_id).clicks, moment.statistics.of(video.video_id).impressions
-        ),
+        evaluate=lambda moment: _ratios(moment.videos.counts["clicks"], moment.videos.counts["impressions"]),
+        of_video_alone=True,
     ),
     Feature(
         name="video_mean_watch_time_s",
@@ -428,10 +585,10 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="watch time per click over the 7 complete days before, s",
         expression=lambda row: _ratio_sql(row.watch_time_ms, row.clicks * 1000),
-        evaluate=lambda moment, video: _ratio(
-            moment.statistics.of(video.video_id).watch_time_ms,
-            moment.statistics.of(video.video_id).clicks * 1000,
+        evaluate=lambda moment: _ratios(
+            moment.videos.counts["watch_time_ms"], moment.videos.counts["clicks"] * 1000
         ),
+        of_video_alone=True,
     ),
     # ---- continuous: the channel
     Feature(
@@ -440,10 +597,10 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="clicks per impression of the channel's videos over the 7 complete days before",
         expression=lambda row: _ratio_sql(row.channel_clicks, row.channel_impressions),
-        evaluate=lambda moment, video: _ratio(
-            moment.statistics.of_channel(video.channel_id).clicks,
-            moment.statistics.of_channel(video.channel_id).impressions,
+        evaluate=lambda moment: _ratios(
+            moment.videos.counts["channel_clicks"], moment.videos.counts["channel_impressions"]
         ),
+        of_video_alone=True,
         needs=("videos.channel_id",),
     ),
     Feature(
@@ -452,10 +609,10 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="watch time per click of the channel's videos over the 7 complete days before, s",
         expression=lambda row: _ratio_sql(row.channel_watch_time_ms, row.channel_clicks * 1000),
-        evaluate=lambda moment, video: _ratio(
-            moment.statistics.of_channel(video.channel_id).watch_time_ms,
-            moment.statistics.of_channel(video.channel_id).clicks * 1000,
+        evaluate=lambda moment: _ratios(
+            moment.videos.counts["channel_watch_time_ms"], moment.videos.counts["channel_clicks"] * 1000
         ),
+        of_video_alone=True,
         needs=("videos.channel_id",),
     ),
     # ---- continuous: the user and this video, this channel, these topics
@@ -465,7 +622,7 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="how often the video was shown to the user before without a click",
         expression=lambda row: row[_MISSES_OF_VIDEO.column].cast("float64"),
-        evaluate=lambda moment, video: float(moment.user.impressions_of(video.video_id, moment.at)[0]),
+        evaluate=lambda moment: moment.impressions_of_videos[0],
         reads=(_MISSES_OF_VIDEO,),
     ),
     Feature(
@@ -474,9 +631,7 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="time since the video was last shown to the user, s",
         expression=lambda row: _seconds_sql(row["at"], row[_LAST_IMPRESSION_OF_VIDEO.column]),
-        evaluate=lambda moment, video: _seconds(
-            moment.at, moment.user.impressions_of(video.video_id, moment.at)[1]
-        ),
+        evaluate=lambda moment: (moment.at - moment.impressions_of_videos[1]) / _MICROSECONDS,
         reads=(_LAST_IMPRESSION_OF_VIDEO,),
     ),
     Feature(
@@ -485,8 +640,14 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="time since the video was last shown to the user without a click, s",
         expression=lambda row: _seconds_sql(row["at"], row[_LAST_UNCLICKED_OF_VIDEO.column]),
-        evaluate=lambda moment, video: _seconds(
-            moment.at, moment.user.last_unclicked_at(video.video_id, moment.at)
+        evaluate=lambda moment: (
+            (
+                moment.at
+                - np.array(
+                    [moment.user.last_unclicked_at(one, moment.at) for one in moment.videos.ids], np.float64
+                )
+            )
+            / _MICROSECONDS
         ),
         reads=(_LAST_UNCLICKED_OF_VIDEO,),
     ),
@@ -498,10 +659,8 @@ FEATURES: tuple[Feature, ...] = (
         expression=lambda row: row.channel_id.notnull().ifelse(
             row[_WATCHES_OF_CHANNEL.column].cast("float64"), ibis.null("float64")
         ),
-        evaluate=lambda moment, video: (
-            None
-            if video.channel_id is None
-            else float(moment.user.channel_watches(video.channel_id, moment.at)[0])
+        evaluate=lambda moment: np.where(
+            [one is not None for one in moment.videos.channel_ids], moment.watches_of_channels[0], np.nan
         ),
         reads=(_WATCHES_OF_CHANNEL,),
         needs=("videos.channel_id",),
@@ -512,9 +671,7 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="time since the end of the user's last watch of a video of the channel, s",
         expression=lambda row: _seconds_sql(row["at"], row[_LAST_WATCH_OF_CHANNEL.column]),
-        evaluate=lambda moment, video: _seconds(
-            moment.at, moment.user.channel_watches(video.channel_id, moment.at)[1]
-        ),
+        evaluate=lambda moment: (moment.at - moment.watches_of_channels[1]) / _MICROSECONDS,
         reads=(_LAST_WATCH_OF_CHANNEL,),
         needs=("videos.channel_id",),
     ),
@@ -527,9 +684,7 @@ FEATURES: tuple[Feature, ...] = (
         expression=lambda row: (row.topics.length() > 0).ifelse(
             row[_WATCHES_OF_TOPIC.column].cast("float64"), ibis.null("float64")
         ),
-        evaluate=lambda moment, video: (
-            float(moment.user.topic_watches(video.topics, moment.at)[0]) if video.topics else None
-        ),
+        evaluate=lambda moment: moment.watches_of_topics[0],
         reads=(_WATCHES_OF_TOPIC,),
         needs=("videos.topics",),
     ),
@@ -539,9 +694,7 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="time since the end of the user's last watch of a video of any of the topics, s",
         expression=lambda row: _seconds_sql(row["at"], row[_LAST_WATCH_OF_TOPIC.column]),
-        evaluate=lambda moment, video: _seconds(
-            moment.at, moment.user.topic_watches(video.topics, moment.at)[1]
-        ),
+        evaluate=lambda moment: (moment.at - moment.watches_of_topics[1]) / _MICROSECONDS,
         reads=(_LAST_WATCH_OF_TOPIC,),
         needs=("videos.topics",),
     ),
@@ -552,7 +705,7 @@ FEATURES: tuple[Feature, ...] = (
         side="query",
         meaning="impressions that the user has had",
         expression=lambda row: row[_IMPRESSIONS.column].cast("float64"),
-        evaluate=lambda moment, video: float(moment.user.impressions(moment.at)[0]),
+        evaluate=lambda moment: float(moment.user.impressions(moment.at)[0]),
         reads=(_IMPRESSIONS,),
     ),
     Feature(
@@ -561,7 +714,7 @@ FEATURES: tuple[Feature, ...] = (
         side="query",
         meaning="clicks per impression of the user so far",
         expression=lambda row: _ratio_sql(row[_CLICKS.column], row[_IMPRESSIONS.column]),
-        evaluate=lambda moment, video: _ratio(
+        evaluate=lambda moment: _ratio(
             moment.user.impressions(moment.at)[1], moment.user.impressions(moment.at)[0]
         ),
         reads=(_CLICKS, _IMPRESSIONS),
@@ -572,7 +725,7 @@ FEATURES: tuple[Feature, ...] = (
         side="query",
         meaning="watch time per clicked impression of the user whose watch has ended, s",
         expression=lambda row: _ratio_sql(row[_WATCH_TIME_MS.column], row[_WATCHES_OF_CLICKS.column] * 1000),
-        evaluate=lambda moment, video: _ratio(
+        evaluate=lambda moment: _ratio(
             moment.user.watches_of_clicks(moment.at)[1], moment.user.watches_of_clicks(moment.at)[0] * 1000
         ),
         reads=(_WATCH_TIME_MS, _WATCHES_OF_CLICKS),
@@ -583,7 +736,7 @@ FEATURES: tuple[Feature, ...] = (
         side="query",
         meaning="videos that the user has completed, those before the logs included",
         expression=lambda row: row[_COMPLETED.column].cast("float64"),
-        evaluate=lambda moment, video: float(moment.user.completed_watches(moment.at)),
+        evaluate=lambda moment: float(moment.user.completed_watches(moment.at)),
         reads=(_COMPLETED,),
     ),
     Feature(
@@ -592,7 +745,7 @@ FEATURES: tuple[Feature, ...] = (
         side="query",
         meaning="time since the end of the user's last watch of any video, s",
         expression=lambda row: _seconds_sql(row["at"], row[_WATCHES_LAST_AT.column]),
-        evaluate=lambda moment, video: _seconds(moment.at, moment.user.last_watched_at(moment.at)),
+        evaluate=lambda moment: _seconds(moment.at, moment.user.last_watched_at(moment.at)),
         reads=(_WATCHES_LAST_AT,),
     ),
     Feature(
@@ -601,7 +754,7 @@ FEATURES: tuple[Feature, ...] = (
         side="query",
         meaning="age of the user, years",
         expression=lambda row: row.age_years,
-        evaluate=lambda moment, video: moment.request.age_years,
+        evaluate=lambda moment: moment.request.age_years,
         needs=("users.age_years",),
     ),
     Feature(
@@ -610,9 +763,7 @@ FEATURES: tuple[Feature, ...] = (
         side="query",
         meaning="1 if the user was logged in, 0 if not",
         expression=lambda row: row.logged_in.cast("int64").cast("float64"),
-        evaluate=lambda moment, video: (
-            None if moment.request.logged_in is None else float(moment.request.logged_in)
-        ),
+        evaluate=lambda moment: None if moment.request.logged_in is None else float(moment.request.logged_in),
         needs=("impressions.logged_in",),
     ),
 )
@@ -647,7 +798,7 @@ def user_feature(column: str) -> Feature:
         space=f"user_{column}",
         meaning=f"`{column}` of the user",
         expression=lambda row: row[name],
-        evaluate=lambda moment, video: moment.request.user_columns.get(column),
+        evaluate=lambda moment: moment.request.user_columns.get(column),
         needs=(f"users.{column}",),
     )
 
@@ -1005,20 +1156,22 @@ def evaluate_request(
 
     Returns:
         Feature name -> array, of all but the `training_only` ones: [1] for the query side, [N] for the impression
-        side. Missing is null.
+        side. Missing is null, or NaN among numbers.
     """
-    moment = Moment(user, request, to_microseconds(request.at), statistics)
-    nobody = videos[0] if videos else VideoFacts(video_id=0)
+    columns = Videos.of(videos, statistics)
+    return evaluate(features, Moment(user, request, to_microseconds(request.at), columns))
+
+
+def evaluate(features: Sequence[Feature], moment: Moment) -> dict[str, pa.Array]:
+    """See `evaluate_request`."""
     columns: dict[str, pa.Array] = {}
     for feature in features:
         if feature.training_only:
             continue
-        asked = (nobody,) if feature.side == "query" else videos
-        values = [feature.evaluate(moment, video) for video in asked]
-        if feature.kind == "continuous":
-            columns[feature.name] = pa.array([math.nan if v is None else v for v in values], pa.float64())
-        else:
-            columns[feature.name] = pa.array(values)
+        value = feature.evaluate(moment)
+        if feature.side == "query":
+            value = [math.nan if value is None and feature.kind == "continuous" else value]
+        columns[feature.name] = value if isinstance(value, pa.Array) else pa.array(value)
     return columns
 
 

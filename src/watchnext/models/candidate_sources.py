@@ -323,9 +323,7 @@ class CoWatched(PerRequest):
     def candidates(self, requests: Requests, number: int, k: int) -> tuple[Ints, Floats]:
         """See `PerRequest.candidates`."""
         del k
-        last = _last_distinct(requests.history[number])
-        found, place = np.unique(self.neighbours[last].ravel(), return_inverse=True)
-        scores = np.bincount(place.ravel(), self.similarities[last].ravel(), len(found)).astype(np.float64)
+        found, scores = self._summed(requests.history[number])
         some = (found >= 0) & (scores > 0)
         found, scores = found[some], scores[some]
         order = np.argsort(-scores, kind="stable")
@@ -334,6 +332,13 @@ class CoWatched(PerRequest):
     def score(self, requests: Requests, of: Ints, rows: Ints) -> npt.NDArray[np.float32]:
         """See `Retriever.score`: 0 for a video with nothing in common; NaN without watches, or for an unknown video."""
         size = len(self.neighbours)
+        if len(requests) == 1:
+            # Serving never needs the table of all pairs, which takes more memory than the rest of a large corpus.
+            found, values = self._summed(requests.history[0])
+            at = np.minimum(np.searchsorted(found, rows), len(found) - 1)
+            summed = np.where(found[at] == rows, values[at], 0.0)
+            nobody = not (requests.history[0] > 0).any()
+            return np.where(nobody | (rows < 0) | (rows >= size), np.nan, summed).astype(np.float32)
         last = np.full((len(requests), CO_WATCH_LENGTH), -1, np.int64)
         for number, history in enumerate(requests.history):
             distinct = _last_distinct(history)
@@ -349,6 +354,13 @@ class CoWatched(PerRequest):
             scores[some] += np.where(self._pairs[0][found] == key, self._pairs[1][found], 0.0)
         unknown = (rows < 0) | (rows >= size) | (last[of, 0] < 0)
         return np.where(unknown, np.nan, scores).astype(np.float32)
+
+    def _summed(self, history: npt.NDArray[np.int32]) -> tuple[Ints, Floats]:
+        """Rows that are similar to any of a history's last videos, ascending, and their scores; of -1 the score is 0."""
+        last = _last_distinct(history)
+        found, place = np.unique(np.append(self.neighbours[last].ravel(), -1), return_inverse=True)
+        values = np.append(self.similarities[last].ravel(), 0.0)
+        return found, np.bincount(place.ravel(), values, len(found)).astype(np.float64)
 
     @cached_property
     def _pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
@@ -565,6 +577,8 @@ class Tower:
         self._place = np.full(len(corpus) + 1, -1, np.int64)  # the last place is where row -1 looks
         self._place[self._rows] = np.where(self._seen, np.arange(len(embeddings)), -1)
         self._place[-1] = -1
+        self._unseen = int((~self._seen).sum())
+        self._uploads = np.sort(corpus.uploaded[self._rows])
 
     def retrieve(
         self, requests: Requests, k: int, excluded: Sequence[Collection[int]] | None = None
@@ -579,9 +593,8 @@ class Tower:
             return rows, scores
         banned = [excluded[int(number)] if excluded is not None else () for number in asked]
         most = max(map(len, banned))
-        unseen = int((~self._seen).sum())
-        later = int((self.corpus.uploaded[self._rows] >= requests.at[asked].min()).sum())
-        many = min(len(self._embeddings), k + most + unseen + later)
+        later = len(self._uploads) - int(np.searchsorted(self._uploads, requests.at[asked].min()))
+        many = min(len(self._embeddings), k + most + self._unseen + later)
         found, values = self._search(requests.queries[asked], many)
         # An approximate index may find fewer than asked, and fills up with rows that do not exist.
         valid = (found >= 0) & (found < len(self._rows)) & np.isfinite(values)

@@ -92,6 +92,7 @@ def nominations(
     of: npt.NDArray[np.int64],
     rows: npt.NDArray[np.int64],
     known: int,
+    first: Mapping[str, npt.NDArray[np.int64]] | None = None,
 ) -> dict[str, pa.Array]:
     """The inputs of some videos of some requests.
 
@@ -106,6 +107,7 @@ def nominations(
         rows: [N] which row of the corpus; -1 for a video that is not in it.
         known: videos of the vocabulary; those beyond it have no `retrieval_score`, since their embeddings are only
             guessed, and the models that scored training days have none of them.
+        first: name of a source -> its best candidates before any filter, at least `quota`, [B, any]; None: they are asked.
 
     Returns:
         Name of a feature -> [N]: float64 (null: no opinion), or lists of names of sources.
@@ -115,8 +117,8 @@ def nominations(
     for place, name in enumerate(SOURCES):
         quota = quotas.get(name, 0)
         if name in sources and quota > 0 and len(rows):
-            first, _ = sources[name].retrieve(requests, quota)
-            nominated[:, place] = (first[of] == rows[:, None]).any(axis=1) & (rows >= 0)
+            best = sources[name].retrieve(requests, quota)[0] if first is None else first[name][:, :quota]
+            nominated[:, place] = (best[of] == rows[:, None]).any(axis=1) & (rows >= 0)
     _, names = np.nonzero(nominated)
     offsets = np.concatenate([[0], np.cumsum(nominated.sum(axis=1))])
     columns[NOMINATED_BY] = pa.ListArray.from_arrays(

@@ -6,6 +6,7 @@ history -> candidates of every source: the query tower through the index, and th
         -> ranker -> the slate, by expected watch time
 """
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +21,22 @@ from watchnext.bundle import Bundle
 from watchnext.config import Exclude
 from watchnext.console import quiet_native_logs
 from watchnext.errors import InputError
-from watchnext.features.batches import Encoder
+from watchnext.features.batches import Arrays, Encoder, Vocabulary
 from watchnext.features.history import Id, UserHistory, to_microseconds
 from watchnext.features.ranking_features import (
+    COUNTS,
+    Feature,
+    Moment,
     RequestContext,
     VideoFacts,
+    Videos,
     VideoStatistics,
-    evaluate_request,
+    evaluate,
     features_named,
+    one_array,
+    with_topic_codes,
 )
-from watchnext.features.retrieval_examples import request_columns
+from watchnext.features.retrieval_examples import inputs_named
 from watchnext.index.search import Searcher
 from watchnext.models.candidate_sources import (
     TOWER,
@@ -81,15 +88,37 @@ class Slate:
         videos: by falling expected watch time, unless they were drawn.
         personal: whether candidates came from the user's own past; otherwise they are what is popular or new.
         ranked: number of candidates that the ranker saw.
+        step_ms: step of `recommend` -> how long it took; no part of what a slate is.
     """
 
     videos: tuple[Recommendation, ...]
     personal: bool
     ranked: int
+    step_ms: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def video_ids(self) -> tuple[Id, ...]:
         return tuple(video.video_id for video in self.videos)
+
+
+class StopWatch:
+    """How long each of several steps takes, one after the other; of a step that is taken again, the sum."""
+
+    def __init__(self) -> None:
+        self.laps_ms: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """The step `name` ends now."""
+        now = time.perf_counter()
+        self.laps_ms[name] = self.laps_ms.get(name, 0.0) + (now - self._last) * 1000.0
+        self._last = now
+
+    def take(self, laps_ms: Mapping[str, float]) -> None:
+        """What was done since the last lap was timed by itself."""
+        for name, lap_ms in laps_ms.items():
+            self.laps_ms[name] = self.laps_ms.get(name, 0.0) + lap_ms
+        self._last = time.perf_counter()
 
 
 @dataclass
@@ -109,6 +138,7 @@ class Recommender:
     sources: Mapping[str, Retriever] = field(repr=False)
     videos: "VideoTable" = field(repr=False)
     _popularity: tuple[VideoStatistics, int, Popularity] | None = field(default=None, init=False, repr=False)
+    _standing: tuple[VideoStatistics, Arrays] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def open(cls, bundle: Bundle) -> "Recommender":
@@ -157,6 +187,20 @@ class Recommender:
             videos=VideoTable(videos),
         )
 
+    def __post_init__(self) -> None:
+        nominated = nominated_inputs(self.encoder)
+        self._features: tuple[Feature, ...] = features_named(
+            [
+                spec.name
+                for spec in self.encoder.ranking_features
+                if spec.name not in nominated and not spec.training_only
+            ]
+        )
+        self._nominated = bool(nominated)
+        self._inputs = inputs_named([spec.name for spec in self.encoder.retrieval_features])
+        # The last place is where row -1, a video that is not in the corpus, looks.
+        self._places = np.append(self.videos.places(self.corpus.video_ids), -1)
+
     @property
     def row_to_video(self) -> Sequence[Id]:
         """Every video that can be recommended, those of the vocabulary first."""
@@ -188,54 +232,69 @@ class Recommender:
             raise InputError(f"a slate has 1 to {MAX_SLATE} videos", where="how_many", offenders=[how_many])
         user = user if user is not None else UserHistory()
         statistics = statistics if statistics is not None else self.statistics
+        watch = StopWatch()
         filtered = excluded_videos(user, request, self.bundle.recommend["exclude"])
         asked = self.requests(user, request, statistics)
-        banned = set(self.corpus.rows(_ids({*exclude, *filtered}, self.corpus)).tolist()) - {-1}
+        banned = self.corpus.rows(_ids({*exclude, *filtered}, self.corpus))
+        banned = np.unique(banned[banned >= 0])
+        watch.lap("tower")
 
         quotas = {
             name: quota for name, quota in self.bundle.recommend["sources"].items() if name in self.sources
         }
         wanted = max(sum(quotas.values()), how_many)
-        named = {
-            name: self.sources[name].retrieve(asked, wanted, [banned])
+        # What a source names before any filter is an input of the ranker, so it is asked once and filtered here.
+        first = {
+            name: self.sources[name].retrieve(asked, wanted + len(banned))
             for name, quota in quotas.items()
             if quota
         }
-        rows = blend({name: found[0].tolist() for name, (found, _) in named.items()}, quotas, wanted)
+        named = {
+            name: _without(banned, found[0], values[0], wanted) for name, (found, values) in first.items()
+        }
+        rows = blend({name: found.tolist() for name, (found, _) in named.items()}, quotas, wanted)
         if len(rows) < how_many:
             # A corpus that nobody has watched for a week still has something to show.
             there = self.corpus.uploaded < asked.at[0]
             there[[*rows, *banned]] = False
             rows += np.flatnonzero(there)[: how_many - len(rows)].tolist()
+        watch.lap("index")
         personal = bool(asked.personal is not None and asked.personal[0])
         if not rows:
-            return Slate((), personal, 0)
-        candidates = [self.row_to_video[row] for row in rows]
-        expected = self.rank(user, request, candidates, statistics)
-        scores: dict[int, dict[str, float]] = {row: {} for row in rows}
-        for name, (found, values) in named.items():
-            for row, score in zip(found[0].tolist(), values[0].tolist(), strict=True):
-                if row in scores:
-                    scores[row][name] = score
+            return Slate((), personal, 0, watch.laps_ms)
+        best = {name: found for name, (found, _) in first.items()}
+        video_ids = [self.row_to_video[row] for row in rows]
+        arrays = self._inputs_of(user, request, np.array(rows), video_ids, statistics, asked, best)
+        watch.lap("features")
+        expected = self.ranker(arrays)["expected_watch_time_s"].astype(np.float64)
+        watch.lap("ranker")
         ranked = np.argsort(-expected, kind="stable")
         slots = min(how_many, len(ranked))
         ranks, propensities = (range(slots), [None] * slots) if draw is None else draw(len(ranked), slots)
+        order = ranked[ranks]
+        scores: dict[int, dict[str, float]] = {rows[place]: {} for place in order}
+        for name, (found, values) in named.items():
+            for row, score in zip(found.tolist(), values.tolist(), strict=True):
+                if row in scores:
+                    scores[row][name] = score
         videos = tuple(
             Recommendation(
-                candidates[place],
+                video_ids[place],
                 float(expected[place]),
                 scores[rows[place]].get(TOWER),
                 scores[rows[place]],
                 propensity,
             )
-            for place, propensity in zip(ranked[ranks], propensities, strict=True)
+            for place, propensity in zip(order, propensities, strict=True)
         )
-        return Slate(videos, personal, len(candidates))
+        watch.lap("slate")
+        return Slate(videos, personal, len(rows), watch.laps_ms)
 
     def requests(self, user: UserHistory, request: RequestContext, statistics: VideoStatistics) -> Requests:
         """One request as the sources see it, from what lies before it."""
         specs = self.encoder.retrieval_features
-        arrays = self.encoder.encode_retrieval(request_columns(user, request, [spec.name for spec in specs]))
+        columns = {one.spec.name: one.column(user, request) for one in self._inputs}
+        arrays = self.encoder.encode_retrieval(columns)
         at = to_microseconds(request.at)
         return Requests(
             at=np.array([at]),
@@ -249,10 +308,7 @@ class Recommender:
         """The popularity of a day, kept until another is asked for: it is the same for every request of the day."""
         kept = self._popularity
         if kept is None or kept[0] is not statistics or kept[1] != begins_at:
-            watches = np.zeros(len(self.corpus))
-            rows = self.corpus.rows(_ids(statistics.rows, self.corpus))
-            counts = np.array([day.completed_watches for day in statistics.rows.values()], np.float64)
-            watches[rows[rows >= 0]] = counts[rows >= 0]
+            watches = statistics.videos.of(self.corpus.video_ids)[:, COUNTS.index("completed_watches")]
             popularity = Popularity(self.corpus, watches, statistics.covered_days, begins_at)
             # One assignment, so that a thread never sees half of it.
             self._popularity = kept = (statistics, begins_at, popularity)
@@ -267,23 +323,49 @@ class Recommender:
     ) -> npt.NDArray[np.float64]:
         """Expected watch time in seconds of each of `video_ids`, [N], for this user at this request."""
         statistics = statistics if statistics is not None else self.statistics
-        nominated = nominated_inputs(self.encoder)
-        columns = evaluate_request(
-            features_named(
-                [
-                    spec.name
-                    for spec in self.encoder.ranking_features
-                    if spec.name not in nominated and not spec.training_only
-                ]
-            ),
-            user,
-            request,
-            [self.videos.facts(video_id) for video_id in video_ids],
-            statistics,
-        )
-        if nominated:
-            columns |= self.nominations(user, request, video_ids, statistics)
-        return self.ranker(self.encoder.encode_ranking(columns))["expected_watch_time_s"].astype(np.float64)
+        rows = self.corpus.rows(_ids(video_ids, self.corpus))
+        asked = self.requests(user, request, statistics) if self._nominated else None
+        arrays = self._inputs_of(user, request, rows, video_ids, statistics, asked)
+        return self.ranker(arrays)["expected_watch_time_s"].astype(np.float64)
+
+    def _inputs_of(
+        self,
+        user: UserHistory,
+        request: RequestContext,
+        rows: npt.NDArray[np.int64],
+        video_ids: Sequence[Id],
+        statistics: VideoStatistics,
+        asked: Requests | None,
+        first: Mapping[str, npt.NDArray[np.int64]] | None = None,
+    ) -> Arrays:
+        """What the ranker is asked about videos in these rows of the corpus, -1 for one that is not in it.
+
+        `first` is that of `nominations`.
+        """
+        standing = self._standing_on(statistics)
+        videos = self.videos.videos(self._places[rows], _ids(video_ids, self.corpus), statistics)
+        moment = Moment(user, request, to_microseconds(request.at), videos)
+        columns = evaluate([one for one in self._features if not one.of_video_alone], moment)
+        if asked is not None and self._nominated:
+            quotas = self.bundle.recommend["sources"]
+            of = np.zeros(len(rows), np.int64)
+            columns |= nominations(self.sources, quotas, asked, of, rows, self.corpus.known, first)
+        return self.encoder.encode_ranking(columns, {name: array[rows] for name, array in standing.items()})
+
+    def _standing_on(self, statistics: VideoStatistics) -> Arrays:
+        """Inputs that tell of a video alone, encoded, [num_videos + 1] each: made once, not for every request.
+
+        The last row is that of a video that is not in the corpus.
+        """
+        kept = self._standing
+        if kept is None or kept[0] is not statistics:
+            video_ids = pa.concat_arrays([self.corpus.video_ids, pa.nulls(1, self.corpus.video_ids.type)])
+            videos = self.videos.videos(self._places, video_ids, statistics)
+            moment = Moment(UserHistory(), RequestContext("", 0), 0, videos)
+            alone = [one for one in self._features if one.of_video_alone]
+            arrays = self.encoder.encode_some(evaluate(alone, moment), [one.name for one in alone])
+            self._standing = kept = (statistics, arrays)
+        return kept[1]
 
     def nominations(
         self,
@@ -300,14 +382,12 @@ class Recommender:
 
     def embed(self, user: UserHistory, request: RequestContext) -> npt.NDArray[np.float32]:
         """The query embedding of a user at a request, float32 [1, D]."""
-        names = [spec.name for spec in self.encoder.retrieval_features]
-        return self.query_tower(self.encoder.encode_retrieval(request_columns(user, request, names)))[
-            "embedding"
-        ]
+        columns = {one.spec.name: one.column(user, request) for one in self._inputs}
+        return self.query_tower(self.encoder.encode_retrieval(columns))["embedding"]
 
 
 class VideoTable:
-    """Facts of videos by id, kept as columns and turned into objects when asked for.
+    """Facts of videos by id, kept as columns.
 
     Args:
         table: the table `videos`.
@@ -320,23 +400,32 @@ class VideoTable:
                 columns["uploaded_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
             )
         known = [name for name in VideoFacts.__dataclass_fields__ if name in columns]
-        self._table = pa.table({name: columns[name].combine_chunks() for name in known})
-        self._place = {video_id: place for place, video_id in enumerate(columns["video_id"].to_pylist())}
-        self._facts: dict[Id, VideoFacts] = {}
+        self._table = {name: one_array(columns[name]) for name in known}
+        self._topic_codes: dict[str, int] = {}
+        if "topics" in known:
+            self._table["topics"], self._topic_codes = with_topic_codes(self._table["topics"])
+        ids = self._table["video_id"]
+        self._by_id = Vocabulary("video", ids, np.zeros(len(ids), np.int64))
 
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self._by_id)
+
+    def places(self, video_ids: pa.Array) -> npt.NDArray[np.int64]:
+        """[N] ids -> int64 [N] rows of the table; -1 for a video that it does not have."""
+        return self._by_id.lookup(video_ids).astype(np.int64) - 1
+
+    def videos(
+        self, places: npt.NDArray[np.int64], video_ids: pa.Array, statistics: VideoStatistics
+    ) -> Videos:
+        """The videos of these ids, [N], in these rows of the table, [N]; -1: one that it does not have."""
+        return Videos(self._table, places, video_ids, statistics, self._topic_codes)
 
     def facts(self, video_id: Id) -> VideoFacts:
         """The facts of a video; all absent for one that the bundle does not know."""
-        facts = self._facts.get(video_id)
-        if facts is None:
-            place = self._place.get(video_id)
-            if place is None:
-                return VideoFacts(video_id)
-            values: Mapping[str, Any] = self._table.slice(place, 1).to_pylist()[0]
-            facts = self._facts[video_id] = VideoFacts(**values)
-        return facts
+        place = self._by_id.index_of(video_id) - 1
+        if place < 0:
+            return VideoFacts(video_id)
+        return VideoFacts(**{name: column[place].as_py() for name, column in self._table.items()})
 
 
 def watched_videos(user: UserHistory, request: RequestContext) -> set[Id]:
@@ -351,6 +440,17 @@ def excluded_videos(user: UserHistory, request: RequestContext, exclude: Exclude
         return set()
     watched = watched_videos(user, request)
     return watched if exclude == "watched" else watched | set(user.shown_videos(request.at))
+
+
+def _without(
+    banned: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    at_most: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The first so many rows, and their scores, that are not banned."""
+    kept = np.flatnonzero(~np.isin(rows, banned))[:at_most] if len(banned) else slice(at_most)
+    return rows[kept], scores[kept]
 
 
 def _ids(video_ids: Iterable[Id], corpus: Corpus) -> pa.Array:

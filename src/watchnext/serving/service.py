@@ -16,7 +16,7 @@ from typing import Any, cast
 from watchnext.errors import InputError
 from watchnext.features.history import Id
 from watchnext.features.ranking_features import RequestContext
-from watchnext.recommend.recommender import Recommender, Slate
+from watchnext.recommend.recommender import Recommender, Slate, StopWatch
 from watchnext.recommend.state import UserFacts
 from watchnext.registry import ROLES, Registry, Role
 from watchnext.serving.events import Event, history_of, id_of
@@ -147,7 +147,7 @@ class Service:
         champion = self.champion
         if champion is None:
             raise NoChampionError
-        watch = _StopWatch()
+        watch = StopWatch()
         at = self.now() if at is None else at
         try:
             events, facts, degraded = self.store.events(user_id), self.store.facts(user_id), ""
@@ -162,7 +162,7 @@ class Service:
             history = history_of(events, one.recommender.videos.facts)
             watch.lap("state")
             slate = one.recommender.recommend(history, request, how_many, exclude, draw=draw)
-            watch.lap("recommend")
+            watch.take(slate.step_ms)
             return slate
 
         # What is not shown is neither drawn nor part of an experiment: it would tell of a page that nobody saw.
@@ -318,14 +318,3 @@ def check_video_id(served: Served, given: Id) -> Id:
     if not -(1 << 63) <= number < 1 << 63:
         raise InputError("video ids of this model are integers", where="video_id", offenders=[given])
     return number
-
-
-class _StopWatch:
-    def __init__(self) -> None:
-        self.laps_ms: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps_ms[name] = self.laps_ms.get(name, 0.0) + (now - self._last) * 1000.0
-        self._last = now

@@ -1,8 +1,11 @@
 """From a bundle to a slate, in a world with one right answer."""
 
+import dataclasses
 import datetime as dt
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +18,12 @@ from watchnext.errors import InputError
 from watchnext.evaluation.offline import excluded_lists
 from watchnext.features.batches import read_examples
 from watchnext.features.history import UserHistory
-from watchnext.features.ranking_features import RequestContext, VideoDay, VideoStatistics
+from watchnext.features.ranking_features import (
+    RequestContext,
+    VideoStatistics,
+    evaluate_request,
+    features_named,
+)
 from watchnext.recommend.recommender import Recommender, excluded_videos
 from watchnext.recommend.state import UserStates
 
@@ -75,14 +83,17 @@ def test_what_was_watched_or_excluded_is_not_shown(recommender: Recommender) -> 
 
 
 def test_somebody_unknown_gets_what_is_popular(recommender: Recommender) -> None:
-    popular = VideoStatistics(
-        7,
-        {
-            video_at(3): VideoDay(completed_watches=9),
-            video_at(1): VideoDay(completed_watches=5, clicks=1, impressions=20),
-            video_at(2): VideoDay(completed_watches=5, clicks=4, impressions=10),
-            video_at(9): VideoDay(),
-        },
+    popular = VideoStatistics.from_table(
+        pa.table(
+            {
+                "video_id": [video_at(3), video_at(1), video_at(2), video_at(9)],
+                "covered_days": [7, 7, 7, 7],
+                "impressions": [0, 20, 10, 0],
+                "clicks": [0, 1, 4, 0],
+                "watch_time_ms": [0, 0, 0, 0],
+                "completed_watches": [9, 5, 5, 0],
+            }
+        )
     )
     for nobody in (None, UserHistory()):
         slate = recommender.recommend(nobody, REQUEST, how_many=3, statistics=popular)
@@ -214,3 +225,25 @@ def test_evaluation_and_serving_leave_out_the_same_videos(
     assert (max(sizes) == 0) == (exclude == "none")
     if exclude == "shown":
         assert min(sizes) > 12, "a page a day was shown, and watches besides"
+
+
+def test_inputs_that_are_made_once_for_all_requests_are_those_of_one_request(
+    recommender: Recommender,
+) -> None:
+    """Seen to fail with rows of the corpus looked up in the table of videos as if they were its places."""
+    shown = [video_at(place) for place in (3, 170, 42)]
+    request = dataclasses.replace(REQUEST, device="tv")
+    features = features_named([spec.name for spec in recommender.encoder.ranking_features])
+    facts = [recommender.videos.facts(video_id) for video_id in shown]
+    columns = evaluate_request(features, history_of(4, 5, 6), request, facts, recommender.statistics)
+    expected = recommender.encoder.encode_ranking(columns)
+    asked: dict[str, Any] = {}
+
+    def ranker(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        asked.update(arrays)
+        return {"expected_watch_time_s": np.zeros(len(shown))}
+
+    dataclasses.replace(recommender, ranker=ranker).rank(history_of(4, 5, 6), request, shown)
+    assert set(asked) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(asked[name], array, err_msg=name)
