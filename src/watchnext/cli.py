@@ -419,6 +419,34 @@ def load_events(
     say("new events in the user state: " + ", ".join(f"{table} {count}" for table, count in new.items()))
 
 
+@app.command("export-events")
+def export_events(
+    logs: Annotated[Path, typer.Option(help="Folder that gets the tables.")] = Path("state/logs"),
+    earlier: Annotated[
+        Path | None,
+        typer.Option(
+            help="Validated tables to write alongside (data/validated), so that `ingest` finds all in one place.",
+            show_default=False,
+        ),
+    ] = None,
+    store: _Store = _STORE,
+) -> None:
+    """Write what servers showed and were told as logs that `dvc repro` reads, and the live experiment's log.
+
+    Everything in the user state is written, in place of what was written before: impressions, watches and searches to
+    --logs, slates and watches of experiments to state/experiment.
+    """
+    from watchnext.serving.event_logs import export_events as export
+    from watchnext.serving.stores import open_store
+
+    users = open_store(store)
+    try:
+        rows = export(users, logs, Path("state/experiment"), earlier)
+    finally:
+        users.close()
+    say("written: " + ", ".join(f"{table} {count}" for table, count in rows.items()))
+
+
 @app.command()
 def study(
     name: Annotated[

@@ -177,6 +177,16 @@ def test_a_late_event_stands_where_it_belongs(store: UserStore) -> None:
     assert history.last_completed(5, NOW - 90 * HOUR // 60) == [1, 2]
 
 
+def test_a_walk_finds_every_user_once(store: UserStore) -> None:
+    assert list(store.walk()) == []
+    events = [search(user, "piano", at) for user in ("a", "b:c", "ü") for at in (NOW, NOW + HOUR)]
+    store.add(events)
+    found = {of_user[0].user_id: of_user for of_user in store.walk()}
+    assert len(list(store.walk())) == 3
+    assert {event for of_user in found.values() for event in of_user} == set(events)
+    assert all({event.user_id for event in of_user} == {user} for user, of_user in found.items())
+
+
 def test_facts_are_replaced(store: UserStore, reopen: Callable[[], UserStore]) -> None:
     one = UserFacts("de", 31.5, None, {"plan": "family", "campaign": None})
     store.put_facts({"7": one, "8": UserFacts(region="fr")})

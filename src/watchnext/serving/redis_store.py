@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from watchnext.errors import InputError
@@ -97,6 +97,15 @@ class RedisUserStore:
                 if len(found) == at_most:
                     break
         return sorted(found)
+
+    def walk(self) -> Iterator[list[Event]]:
+        with self._patience.asked():
+            # A scan may name a key twice.
+            keys = set(self._client.scan_iter(match=_EVENTS + "*", count=1000))
+        for key in sorted(keys):
+            events = self.events(key.decode().removeprefix(_EVENTS))
+            if events:
+                yield events
 
     def close(self) -> None:
         self._client.close()

@@ -113,10 +113,13 @@ class Service:
     def add(self, events: list[Event]) -> list[bool]:
         """Keep events: once this returns they are in the features of every later request.
 
+        Each row says `told_at`, when the server was told; what was loaded from the pipeline does not.
+
         Raises:
             StoreUnavailableError: they were not kept.
         """
-        return self.store.add(events)
+        told_at = self.now()
+        return self.store.add([replace(one, row={**one.row, "told_at": told_at}) for one in events])
 
     def recommend(
         self,
@@ -284,6 +287,7 @@ def impressions_of(answer: Answer, request: RequestContext) -> list[Event]:
             "sources": list(video.sources),
             "source_scores": list(video.sources.values()),
             "propensity": video.propensity,
+            "told_at": answer.at,
             "model_version": version,
             "expected_watch_time_s": video.expected_watch_time_s,
             **(

@@ -4,12 +4,14 @@ tests/conformance/test_user_stores.py says what every store has to keep to.
 """
 
 import contextlib
+import itertools
 import json
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -55,6 +57,9 @@ class UserStore(Protocol):
 
     def user_ids(self, at_most: int) -> list[str]:
         """Some users that have events, for a person to choose from."""
+
+    def walk(self) -> Iterator[list[Event]]:
+        """All events, those of one user at a time; what is added meanwhile may be there or not."""
 
     def close(self) -> None:
         """Give back what is held open."""
@@ -214,6 +219,12 @@ class SqliteUserStore:
                 last = row[0]
                 found.append(last)
         return found
+
+    def walk(self) -> Iterator[list[Event]]:
+        with self._reads.asked():
+            rows = self._connection().execute("SELECT user_id, event_id, event FROM events ORDER BY user_id")
+            for _, of_user in itertools.groupby(rows, key=itemgetter(0)):
+                yield [Event.from_json(*row) for row in of_user]
 
     def close(self) -> None:
         with self._opening:

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 from live_server import NAME
 
-from watchnext.bundle import Bundle
 from watchnext.errors import InputError
-from watchnext.recommend.recommender import Recommender, Slate
-from watchnext.registry import Registry
+from watchnext.recommend.recommender import Slate
 from watchnext.serving.events import rows_of
 from watchnext.serving.experiment import Experiment, ExperimentId, team_draft
 from watchnext.serving.exploration import Exploration
@@ -19,16 +17,6 @@ from watchnext.serving.service import CHALLENGER_FAILED, Served, Service
 from watchnext.serving.user_store import SqliteUserStore
 
 AT = 1_768_000_000_000_000
-
-
-@pytest.fixture(scope="module")
-def versions(serving_project: Path, right_bundle: Bundle, wrong_bundle: Bundle) -> tuple[Served, Served]:
-    registry = Registry.open(serving_project)
-    one, other = (
-        Served(registry.version(NAME, number), Recommender.open(bundle))
-        for number, bundle in ((1, right_bundle), (2, wrong_bundle))
-    )
-    return one, other
 
 
 def service_with(
