@@ -30,11 +30,12 @@ import pyarrow.parquet as pq
 
 from watchnext.errors import InputError
 
-FORMAT = 3
+FORMAT = 4
 """What is written. Format 1 had neither `sources/` nor `recommend` (see `Bundle.recommend`); the ranker of formats 1 and 2
-wants the query side once per impression (see `Bundle.ranks_one_query`)."""
+wants the query side once per impression (see `Bundle.ranks_one_query`); before format 4 `recommend` declared no score, and
+slates are by expected watch time: who knows no other order must not open a bundle that has one."""
 
-READABLE = (1, 2, 3)
+READABLE = (1, 2, 3, 4)
 """Formats that are still opened, so that a champion stays comparable and can be served until it is replaced."""
 
 MANIFEST = "manifest.json"
@@ -126,7 +127,7 @@ class Bundle:
 
     @property
     def recommend(self) -> Mapping[str, Any]:
-        """`exclude` and `sources`, the settings that it was measured and is served with.
+        """`exclude`, `score` and `sources`, the settings that it was measured and is served with.
 
         A bundle of format 1 is served as it always was: without what was watched, by the tower alone, and by what is
         popular where that names too few.

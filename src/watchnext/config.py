@@ -72,10 +72,17 @@ class SourceQuotas(Section):
         return self
 
 
+class ScoreParams(Section):
+    """Section `recommend.score`: what slates are ordered by, see `models.final_score`."""
+
+    duration_power: float = Field(default=0.0, ge=0, le=2)
+
+
 class RecommendParams(Section):
     """Section `recommend` of params.yaml: what is measured, packaged and served alike."""
 
     exclude: Exclude = "watched"
+    score: ScoreParams = ScoreParams()
     sources: SourceQuotas = SourceQuotas()
 
 

@@ -212,7 +212,7 @@ def _point_outside(path: Path) -> None:
         (_add_listed_pickle_in_disguise, "must not contain pickles"),
         (_link_file, "must not contain links"),
         (_link_folder, "must not contain links"),
-        (_other_format, "reads formats 1, 2, 3"),
+        (_other_format, "reads formats 1, 2, 3, 4"),
         (lambda path: (path / "manifest.json").unlink(), "no such file"),
         (lambda path: (path / "manifest.json").write_text("{", encoding="utf-8"), "not JSON"),
         (lambda path: (path / "manifest.json").write_text("[]", encoding="utf-8"), "not a manifest"),

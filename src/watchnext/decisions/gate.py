@@ -351,6 +351,7 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
     from watchnext.features.batches import Encoder
     from watchnext.index.scann import ScannSearcher
     from watchnext.models.candidate_sources import Corpus, read_videos
+    from watchnext.models.final_score import FinalScore
     from watchnext.models.towers import load_signature
 
     encoder = Encoder.load(bundle.features)
@@ -374,6 +375,7 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
         encoder,
         features / "ranking_examples" / split,
         nominated_by(scorer, features, split),
+        FinalScore.of(bundle.recommend, encoder.quantiles),
     )
     searcher = ScannSearcher.load(bundle.index / "scann")
     values = {

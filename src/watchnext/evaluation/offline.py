@@ -29,6 +29,7 @@ from watchnext.features.batches import (
 )
 from watchnext.index.search import ExactSearcher, Searcher
 from watchnext.models.candidate_sources import Corpus, MostPopular
+from watchnext.models.final_score import DURATION, FinalScore
 
 QueryTower = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """Encoded requests -> query embeddings float32 [num_queries, embedding_dim]."""
@@ -105,7 +106,7 @@ class RankingResult:
     """How a ranker scored the impressions of a day, one row per stored row, in its order.
 
     Attributes:
-        scores: [num_impressions], with every input as of the instant of the impression.
+        scores: [num_impressions], what slates are ordered by, with every input as of the instant of the impression.
         pair_scores: [num_impressions], what pairs are compared by: everything that depends on the user is as
             of the first impression of the group, see `hold_query_side` and `hold_openings`. The same as
             `scores` where groups are requests.
@@ -299,8 +300,12 @@ def _excluded(table: pa.Table, exclude: Exclude, videos: Vocabulary, examples: P
 
 
 def evaluate_ranking(
-    ranker: Ranker, encoder: Encoder, examples: Path, nominate: Nominate | None = None
-) -> tuple[RankingResult, np.ndarray]:
+    ranker: Ranker,
+    encoder: Encoder,
+    examples: Path,
+    nominate: Nominate | None = None,
+    final_score: FinalScore = FinalScore(),  # noqa: B008 - frozen
+) -> tuple[RankingResult, Mapping[str, np.ndarray]]:
     """Score every impression of a day's ranking examples.
 
     Args:
@@ -308,34 +313,41 @@ def evaluate_ranking(
         encoder: that belongs to it.
         examples: directory of the examples, e.g. ranking_examples/gate.
         nominate: adds the inputs that candidate generation makes, where the ranker has any.
+        final_score: what a slate of it would be ordered by.
 
     Returns:
-        The result, scored by logit (expected watch time in the same order), and expected_watch_time_s
-        [num_impressions].
+        The result, scored by `final_score`, and what the ranker says of each impression.
 
     Raises:
         InputError: there are no examples, or a score is not a number.
     """
     # What is known in training alone is not read: a model is judged by what it would say when serving.
     inputs = [spec.name for spec in encoder.ranking_features if not spec.training_only]
-    names = list(dict.fromkeys([*JUDGED, *SLICED, *inputs, *(OPENING + name for name in inputs)]))
+    names = list(dict.fromkeys([*JUDGED, *SLICED, DURATION, *inputs, *(OPENING + name for name in inputs)]))
     day = pa.concat_tables(tables_of(examples, names))
     if nominate is not None and not set(inputs) <= set(day.column_names):
         day = nominate(day)
     groups, kind = group_impressions(day, encoder.manifest["time_zone"])
+    duration_s = None
+    if DURATION in day.column_names:
+        duration_s = pc.fill_null(day[DURATION].cast(pa.float64()), np.nan).to_numpy()
+
+    def scores_of(predicted: Mapping[str, np.ndarray]) -> np.ndarray:
+        return final_score(predicted["expected_watch_time_s"], duration_s)
+
     predicted = _in_parts(ranker, encoder.encode_ranking(day))
-    scores = pair_scores = predicted["logit"]
+    scores = pair_scores = scores_of(predicted)
     if kind != REQUEST:
         arrays = encoder.encode_ranking(hold_openings(day))
         held = hold_query_side(arrays, encoder.ranking_features, groups)
-        pair_scores = _in_parts(ranker, held)["logit"]
+        pair_scores = scores_of(_in_parts(ranker, held))
     if np.isnan(scores).any():
         raise InputError(
             f"{int(np.isnan(scores).sum())} of {len(scores)} scores are not a number",
             where=str(examples),
             remedy="train_ranking diverged: lower its learning_rate",
         )
-    return judge_scores(scores, pair_scores, day, groups, kind), predicted["expected_watch_time_s"]
+    return judge_scores(scores, pair_scores, day, groups, kind), predicted
 
 
 def hold_query_side(

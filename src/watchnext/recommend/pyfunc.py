@@ -35,8 +35,8 @@ class BundleModel(PythonModel):
     """Answers a table of requests, one slate per row.
 
     Columns: `user_id`; `watched_video_ids`, oldest first; and, where known, `surface`, `device`, `region`, `gender`,
-    `how_many`; a fact that is not given is unknown to the models. The answer has `user_id`, `video_ids` by falling
-    expected watch time, and `expected_watch_time_s`.
+    `how_many`; a fact that is not given is unknown to the models. The answer has `user_id`, `video_ids` by the
+    falling score that the bundle declares, and `expected_watch_time_s`.
     """
 
     def load_context(self, context: Any) -> None:

@@ -3,7 +3,7 @@
 history -> candidates of every source: the query tower through the index, and those beside it
         -> what the setting `exclude` filters is taken out -> blended
         -> ranking inputs, by the evaluators that the pipeline's own columns are held to
-        -> ranker -> the slate, by expected watch time
+        -> ranker -> the slate, by the score that the bundle declares: a function of expected watch time
 """
 
 import time
@@ -50,6 +50,7 @@ from watchnext.models.candidate_sources import (
     load_sources,
     utc_day,
 )
+from watchnext.models.final_score import FinalScore
 from watchnext.models.nominations import nominated_inputs, nominations
 
 MAX_SLATE = 500
@@ -67,7 +68,8 @@ class Recommendation:
 
     Attributes:
         video_id: which.
-        expected_watch_time_s: the ranker's, and what the slate is sorted by.
+        expected_watch_time_s: the ranker's.
+        score: what the slate is sorted by, see `models.final_score`.
         retrieval_score: dot product of query and candidate embedding; None for a video that the tower did not name.
         sources: every source that named it, with its score, each on a scale of its own.
         propensity: probability, given the request, that it stands where it does; None where nothing is drawn.
@@ -75,6 +77,7 @@ class Recommendation:
 
     video_id: Id
     expected_watch_time_s: float
+    score: float
     retrieval_score: float | None
     sources: Mapping[str, float] = field(default_factory=dict)
     propensity: float | None = None
@@ -85,7 +88,7 @@ class Slate:
     """The answer to one request.
 
     Attributes:
-        videos: by falling expected watch time, unless they were drawn.
+        videos: by falling score, unless they were drawn.
         personal: whether candidates came from the user's own past; otherwise they are what is popular or new.
         ranked: number of candidates that the ranker saw.
         step_ms: step of `recommend` -> how long it took; no part of what a slate is.
@@ -137,6 +140,7 @@ class Recommender:
     corpus: Corpus = field(repr=False)
     sources: Mapping[str, Retriever] = field(repr=False)
     videos: "VideoTable" = field(repr=False)
+    final_score: FinalScore
     _popularity: tuple[VideoStatistics, int, Popularity] | None = field(default=None, init=False, repr=False)
     _standing: tuple[VideoStatistics, Arrays] | None = field(default=None, init=False, repr=False)
 
@@ -185,6 +189,7 @@ class Recommender:
             corpus=corpus,
             sources=load_sources(corpus, tower, bundle.sources),
             videos=VideoTable(videos),
+            final_score=FinalScore.of(bundle.recommend, encoder.quantiles),
         )
 
     def __post_init__(self) -> None:
@@ -200,6 +205,7 @@ class Recommender:
         self._inputs = inputs_named([spec.name for spec in self.encoder.retrieval_features])
         # The last place is where row -1, a video that is not in the corpus, looks.
         self._places = np.append(self.videos.places(self.corpus.video_ids), -1)
+        self._duration_s = self.videos.duration_s(self._places)
 
     @property
     def row_to_video(self) -> Sequence[Id]:
@@ -268,7 +274,8 @@ class Recommender:
         watch.lap("features")
         expected = self.ranker(arrays)["expected_watch_time_s"].astype(np.float64)
         watch.lap("ranker")
-        ranked = np.argsort(-expected, kind="stable")
+        final = self.final_score(expected, self._duration_s[rows])
+        ranked = np.argsort(-final, kind="stable")
         slots = min(how_many, len(ranked))
         ranks, propensities = (range(slots), [None] * slots) if draw is None else draw(len(ranked), slots)
         order = ranked[ranks]
@@ -281,6 +288,7 @@ class Recommender:
             Recommendation(
                 video_ids[place],
                 float(expected[place]),
+                float(final[place]),
                 scores[rows[place]].get(TOWER),
                 scores[rows[place]],
                 propensity,
@@ -419,6 +427,12 @@ class VideoTable:
     ) -> Videos:
         """The videos of these ids, [N], in these rows of the table, [N]; -1: one that it does not have."""
         return Videos(self._table, places, video_ids, statistics, self._topic_codes)
+
+    def duration_s(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """[N] rows of the table -> float64 [N] seconds; NaN where unknown, and for a row of -1."""
+        known = self._table.get("duration_s", pa.nulls(len(self)))
+        seconds = known.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return np.append(seconds, np.nan)[places]
 
     def facts(self, video_id: Id) -> VideoFacts:
         """The facts of a video; all absent for one that the bundle does not know."""

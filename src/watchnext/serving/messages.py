@@ -143,6 +143,7 @@ class Video(BaseModel):
     video_id: int | str
     position: int
     expected_watch_time_s: float
+    score: float = Field(description="what the slate is ordered by, a function of the one before")
     sources: Mapping[str, float] = Field(
         description="every source that named it, with its score on a scale of its own"
     )
@@ -150,7 +151,7 @@ class Video(BaseModel):
 
 
 class RecommendResponse(BaseModel):
-    """A slate, to be shown in this order: by falling expected watch time, unless it was drawn."""
+    """A slate, to be shown in this order: by falling score, unless it was drawn."""
 
     request_id: str = Field(description="names this slate; a watch that came from it says so")
     user_id: str
@@ -275,6 +276,7 @@ def told(answer: Answer) -> dict[str, Any]:
                 "video_id": video.video_id,
                 "position": position,
                 "expected_watch_time_s": video.expected_watch_time_s,
+                "score": video.score,
                 "sources": dict(video.sources),
                 "uploaded_at": _iso(facts(video.video_id).uploaded_at),
             }

@@ -47,6 +47,7 @@ def evaluate(
     from watchnext.index.scann import ScannSearcher
     from watchnext.models import nominations
     from watchnext.models.candidate_sources import Corpus, MostPopular, read_videos
+    from watchnext.models.final_score import FinalScore
     from watchnext.models.new_videos import is_late, trained_until_us
     from watchnext.models.ranking import load_ranker
     from watchnext.models.retrieval import load_query_tower
@@ -91,9 +92,14 @@ def evaluate(
     )
 
     impressions = features / "ranking_examples" / "gate"
-    result, expected_s = offline.evaluate_ranking(
-        load_ranker(ranking / "ranker"), encoder, impressions, nominated_by(scorer, features, "gate")
+    result, predicted = offline.evaluate_ranking(
+        load_ranker(ranking / "ranker"),
+        encoder,
+        impressions,
+        nominated_by(scorer, features, "gate"),
+        FinalScore.of(recommend.model_dump(), encoder.quantiles),
     )
+    expected_s = predicted["expected_watch_time_s"]
     blocks = json.loads((sources / "manifest.json").read_text(encoding="utf-8"))["blocks"]
     drift = (
         score_drift(scorer, features, sources / "scores" / "training", blocks[-1], params.drift_impressions)
@@ -163,7 +169,7 @@ def evaluate(
         **result.metrics(),
         **{f"past_watch_time_{name}": value for name, value in past.metrics().items()},
         "weighted_log_loss": metrics.weighted_log_loss(
-            result.scores,
+            predicted["logit"],
             result.clicked,
             result.watch_time_s,
             unit_s=trained["unit_s"],
@@ -172,7 +178,7 @@ def evaluate(
         ),
         **metrics.calibration_ratios(expected_s, result.clicked, result.watch_time_s, odds=odds),
         "watch_time_mae_s": float(np.abs(expected_s - result.watch_time_s).mean(dtype=np.float64)),
-        "xauc": metrics.xauc(result.scores[result.clicked], result.watch_time_s[result.clicked]),
+        "xauc": metrics.xauc(expected_s[result.clicked], result.watch_time_s[result.clicked]),
         **result.metrics_by_slice(),
     }
     plot_recall_by_k(

@@ -86,14 +86,15 @@ def train_ranking(
     def evaluate(model: ranking.RankingModel) -> dict[str, float]:
         if not has_tuning_day:
             return {}
-        result, _ = offline.evaluate_ranking(
+        # By expected watch time, whatever slates are ordered by: that is what the ranker is there to know.
+        result, predicted = offline.evaluate_ranking(
             lambda arrays: ranking.predict(model.tower, arrays),
             encoder,
             features / "ranking_examples" / "tuning",
             lambda day: next(scored("tuning", iter([day]))),
         )
         loss = metrics.weighted_log_loss(
-            result.scores,
+            predicted["logit"],
             result.clicked,
             result.watch_time_s,
             unit_s=params.unit_s,
