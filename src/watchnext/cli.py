@@ -448,6 +448,48 @@ def export_events(
 
 
 @app.command()
+def forget(
+    user: Annotated[str, typer.Option("--user", help="Id of the user.")],
+    store: _Store = _STORE,
+) -> None:
+    """Delete a user from the user state, from servers' logs and from the pipeline's tables, and say what is left.
+
+    The team's own logs are not touched: files there that hold the user are named.
+    """
+    from watchnext.serving.forgetting import forget as everywhere
+    from watchnext.serving.stores import is_redis, open_store
+    from watchnext.stages.ingest import Params
+
+    ingest = config.load_section("ingest", Params) if config.PARAMS_FILE.exists() else Params()
+    logs = Path(ingest.path)
+    is_ours = any(
+        logs.resolve().is_relative_to(Path(folder).resolve()) for folder in ("state", "data/simulated")
+    )
+    columns, delimiters = set(), {}
+    for mapping in ingest.files.tables.values():
+        mapped = mapping.columns.get("user_id")
+        columns.add(mapped if isinstance(mapped, str) else getattr(mapped, "column", None) or "user_id")
+        delimiters[Path(mapping.path).suffix or ".csv"] = mapping.delimiter
+    users = open_store(store)
+    try:
+        found = everywhere(user, Path.cwd(), users, None if is_ours else logs, columns, delimiters)
+    finally:
+        users.close()
+    say(f"user state: {found.events} events deleted")
+    for path, lost in found.rewritten.items():
+        say(f"{path.relative_to(Path.cwd())}: {lost} rows deleted")
+    if found.deleted:
+        say(f"DVC's cache: {len(found.deleted)} copies of tables deleted; `dvc repro` makes what it misses")
+    for path in found.theirs:
+        say(f"not touched, holds the user: {path}; take the user out, or the next `dvc repro` reads it again")
+    if is_redis(store):
+        say("the append-only file of Redis still has the user until it is rewritten: BGREWRITEAOF")
+    if Path("state/shadow").is_dir():
+        say("a running challenger writes what it has answered within 30 s: run this once more then")
+    say("models that were trained on the user keep what they learned until `dvc repro` has trained anew")
+
+
+@app.command()
 def study(
     name: Annotated[
         str | None, typer.Argument(help="Which one; without it, all of them are listed.", show_default=False)
