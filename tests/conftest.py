@@ -86,3 +86,17 @@ def server(serving_project: Path) -> Iterator[LiveServer]:
     running = LiveServer(serving_project).wait_until_ready()
     yield running
     assert running.end() == 0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--in-full",
+        action="store_true",
+        help="tests/serving: 100 swaps instead of 10, 10,000 malformed requests instead of some hundred",
+    )
+
+
+@pytest.fixture(scope="session")
+def in_full(request: pytest.FixtureRequest) -> bool:
+    """Whether faults are put in as often as docs/serving.md gives figures for."""
+    return bool(request.config.getoption("--in-full"))

@@ -37,6 +37,7 @@ def bounded(limits: ConnectionLimits) -> type[asyncio.Protocol]:
     class Connection(HttpToolsProtocol):
         _in_head = True
         _head_bytes = 0
+        _named_bytes = 0
         _head_since = 0.0
         _head_timer: asyncio.TimerHandle | None = None
         _write_timer: asyncio.TimerHandle | None = None
@@ -58,13 +59,26 @@ def bounded(limits: ConnectionLimits) -> type[asyncio.Protocol]:
                 self._head_bytes += len(data)
             super().data_received(data)
             if self._in_head and self._head_bytes > limits.head_bytes:
-                self._refuse(431, "the headers are too large")
+                self._refuse_head()
 
         def on_message_begin(self) -> None:
             self._await_head()
+            self._named_bytes = 0
             super().on_message_begin()
 
+        def on_url(self, url: bytes) -> None:
+            self._named_bytes += len(url)
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._named_bytes += len(name) + len(value)
+            super().on_header(name, value)
+
         def on_headers_complete(self) -> None:
+            if self._named_bytes > limits.head_bytes:
+                raise ValueError(
+                    "the headers are too large"
+                )  # for the parser, which gives up: see `send_400_response`
             self._in_head, self._head_bytes = False, 0
             self._head_timer = _cancelled(self._head_timer)
             super().on_headers_complete()
@@ -91,7 +105,11 @@ def bounded(limits: ConnectionLimits) -> type[asyncio.Protocol]:
             self._give_up_later()
 
         def send_400_response(self, msg: str) -> None:
-            self._refuse(400, "this is not HTTP" if msg.startswith("Invalid HTTP") else msg)
+            del msg
+            if self._named_bytes > limits.head_bytes:
+                self._refuse_head()
+            else:
+                self._refuse(400, "this is not HTTP")
 
         @property
         def head_since(self) -> float | None:
@@ -117,6 +135,9 @@ def bounded(limits: ConnectionLimits) -> type[asyncio.Protocol]:
                 longest = min(owing)[2]
                 self.connections.discard(longest)
                 longest.transport.abort()
+
+        def _refuse_head(self) -> None:
+            self._refuse(431, f"request line and headers have more than {limits.head_bytes} bytes")
 
         def _refuse(self, status: int, message: str) -> None:
             if self.transport.is_closing():
