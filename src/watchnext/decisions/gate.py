@@ -51,6 +51,8 @@ SMOKE_SLATE = 20
 
 _FORMAT = 4
 """Raise it when a change of this code changes what a decision means: bundles are then judged anew."""
+_PYFUNC = Path(__file__).parents[1] / "serving" / "pyfunc.py"
+"""The script that MLflow stores with a version. A path, since what it is made of lies above this layer."""
 
 
 class Margin(Section):
@@ -804,14 +806,14 @@ def _opened(registry: Registry, champion: Version) -> Bundle | Unopened:
 
 
 def _register(registry: Registry, name: str, bundle: Bundle, run_id: str) -> Version:
-    from watchnext.recommend import pyfunc
+    from watchnext.recommend.signature import example_of, signature_of
 
     return registry.register(
         name,
         bundle,
-        script=Path(pyfunc.__file__),
-        signature=pyfunc.signature_of(bundle),
-        input_example=pyfunc.example_of(bundle),
+        script=_PYFUNC,
+        signature=signature_of(bundle),
+        input_example=example_of(bundle),
         run_id=run_id,
     )
 

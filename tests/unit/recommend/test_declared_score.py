@@ -17,8 +17,8 @@ from watchnext.evaluation.metrics import weighted_pairwise_loss
 from watchnext.features.batches import read_examples
 from watchnext.features.history import UserHistory
 from watchnext.features.ranking_features import RequestContext
-from watchnext.recommend.pyfunc import BundleModel
 from watchnext.recommend.recommender import Recommender
+from watchnext.serving.pyfunc import BundleModel
 
 
 def share(video_id: int) -> float:
