@@ -1,6 +1,6 @@
 """Ranking (paper, section 4): expected watch time of one impression, by weighted logistic regression."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from watchnext.errors import InputError
 from watchnext.features.batches import FeatureSpec
 from watchnext.features.quantiles import BELOW_ONE, LARGEST
 from watchnext.models import training
+from watchnext.models.calibration import WatchTimeCurve
 from watchnext.models.checkpoints import Checkpoints
 from watchnext.models.losses import Odds, expected_watch_time_s, weighted_logistic_loss
 from watchnext.models.towers import (
@@ -87,6 +88,45 @@ def _intervals(edges: np.ndarray) -> np.ndarray:
     return np.stack([upper, value, lower, width, start, rise], axis=1).astype(np.float32)
 
 
+class IdWeights(tf.keras.layers.Layer):
+    """A number per value of each categorical input, added to the logit: 0 before training.
+
+        z(ids) = sum over inputs f of  mean over the known ids v of f of  w_fv        (0 where none is known)
+
+    With a squared penalty it is a normal prior: a value that few impressions had stays near 0, what many had is told
+    apart. An embedding of the former is a random vector to the tower. Inputs of one id space have weights of their own:
+    that a video is a good one says nothing of what follows it.
+
+    Args:
+        features: categorical and multivalent inputs.
+        vocabulary_sizes: id space -> number of known ids.
+    """
+
+    def __init__(self, features: Sequence[FeatureSpec], vocabulary_sizes: Mapping[str, int]) -> None:
+        super().__init__(name="id_weights")
+        self.features = tuple(features)
+        sizes = [vocabulary_sizes[spec.space] for spec in self.features if spec.space is not None]
+        self.begins = dict(
+            zip([spec.name for spec in self.features], np.cumsum([0, *sizes[:-1]]).tolist(), strict=True)
+        )
+        # One variable for all, so that a step has one update; as [n, 1], whose rows are gathered.
+        self.table = self.add_weight(name="weights", shape=(sum(sizes), 1), initializer="zeros")
+
+    def call(self, side: str, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """[rows] the sums of the inputs of one side, which has at least one."""
+        places, shares = [], []
+        for spec in self.features:
+            if spec.side != side:
+                continue
+            ids = inputs[spec.name]
+            ids = ids[:, tf.newaxis] if spec.kind == "categorical" else ids
+            known = tf.cast(ids > 0, tf.float32)
+            shares.append(tf.math.divide_no_nan(known, tf.reduce_sum(known, axis=1, keepdims=True)))
+            places.append(tf.maximum(ids - 1, 0) + self.begins[spec.name])
+        weights = tf.gather(self.table[:, 0], tf.concat(places, axis=1))
+        return tf.reduce_sum(weights * tf.concat(shares, axis=1), axis=1)
+
+
 class RankingTower(tf.keras.Model):
     """Embedded categories and normalised continuous features through a ReLU tower to one logit (paper, figure 7).
 
@@ -99,6 +139,9 @@ class RankingTower(tf.keras.Model):
         W x + b = W_q x_q + (W_i x_i + b)
 
     and W_q x_q, as well as the embeddings it is made of, is computed once per request, whatever the number of candidates.
+
+    Beside the tower, every categorical input adds a number per value to the logit (`IdWeights`). Where an id space has few
+    impressions per id, that is all that can be learned of an id: such spaces are left out of `embedded`.
 
     What is known in training alone, like the position, is no input of the served ranker: there it is unknown, the zero
     vector. So that the other weights know that value, too, it is left unknown in a tenth of the training rows.
@@ -113,6 +156,8 @@ class RankingTower(tf.keras.Model):
         logit_bound: served logits lie in [-logit_bound, logit_bound], so that no odds overflow.
         unit_s: see `losses.weighted_logistic_loss`.
         powers: whether x^2 and sqrt(x) of continuous features are inputs (paper, section 4.1).
+        id_weights: whether there are `IdWeights`.
+        embedded: id spaces whose ids are embedded; None: all.
         matmul_dtype: of the ReLU layers' products while training; serving computes in float32.
     """
 
@@ -128,6 +173,8 @@ class RankingTower(tf.keras.Model):
         logit_bound: float,
         unit_s: float,
         powers: bool = True,
+        id_weights: bool = False,
+        embedded: Collection[str] | None = None,
         matmul_dtype: tf.DType = tf.float32,
     ) -> None:
         super().__init__(name="ranker")
@@ -152,14 +199,18 @@ class RankingTower(tf.keras.Model):
                 name=f"{space}_table",
             )
             for space in dict.fromkeys(spec.space for spec in features if spec.space is not None)
+            if embedded is None or space in embedded
         }
+        ids = [spec for spec in self.served if spec.space is not None]
+        self.id_weights = IdWeights(ids, vocabulary_sizes) if id_weights and ids else None
+        self.curve: WatchTimeCurve | None = None
         self.normalizers = {
             side: QuantileNormalizer([boundaries[name] for name in names])
             for side, names in self.continuous.items()
             if names
         }
         self.widths = [
-            sum(self.tables[spec.space].dim for spec in self.by_side[side] if spec.space is not None)
+            sum(self.tables[spec.space].dim for spec in self.by_side[side] if spec.space in self.tables)
             + (4 if powers else 2) * len(self.continuous[side])
             for side in _SIDES
         ]
@@ -206,7 +257,18 @@ class RankingTower(tf.keras.Model):
         values = first.activation(tf.nn.bias_add(sum(products[1:], products[0]), tf.cast(first.bias, dtype)))
         for layer in rest:
             values = run_dense(layer, values)
-        return tf.cast(values[:, 0], tf.float32)
+        logits = tf.cast(values[:, 0], tf.float32)
+        if self.id_weights is not None:
+            for side in dict.fromkeys(spec.side for spec in self.id_weights.features):
+                logits += self.id_weights(side, inputs)
+        return logits
+
+    def squared_weights(self) -> tf.Tensor:
+        """[] what a squared penalty sums up: kernels and id weights. Biases and embeddings are let be."""
+        penalized = [layer.kernel for layer in self.dense_layers()]
+        if self.id_weights is not None:
+            penalized.append(self.id_weights.table)
+        return tf.add_n([tf.reduce_sum(tf.square(weights)) for weights in penalized])
 
     def dense_layers(self) -> list[tf.keras.layers.Dense]:
         """Bottom first; the last one makes the logit."""
@@ -216,7 +278,7 @@ class RankingTower(tf.keras.Model):
         """[rows, width of the side]: what enters the first layer."""
         parts = []
         for spec in self.by_side[side]:
-            if spec.space is None or spec.training_only:
+            if spec.space not in self.tables or spec.training_only:
                 continue
             table = self.tables[spec.space]
             if spec.kind == "categorical":
@@ -233,7 +295,7 @@ class RankingTower(tf.keras.Model):
             parts += [x, tf.square(x), tf.sqrt(x)] if self.powers else [x]
             parts.append(tf.cast(missing, tf.float32))
         for spec in self.by_side[side]:
-            if spec.training_only and spec.space is not None:
+            if spec.training_only and spec.space in self.tables:
                 table = self.tables[spec.space]
                 if training:
                     drawn = tf.random.get_global_generator().uniform(tf.shape(inputs[spec.name]))
@@ -251,7 +313,16 @@ class RankingTower(tf.keras.Model):
 
     def _serve(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         logits = tf.clip_by_value(self(inputs), -self.logit_bound, self.logit_bound)
-        return {"expected_watch_time_s": expected_watch_time_s(logits, unit_s=self.unit_s), "logit": logits}
+        if self.curve is None:
+            seconds = expected_watch_time_s(logits, unit_s=self.unit_s)
+        else:
+            seconds = self.curve.expected_watch_time_s(logits)
+        return {"expected_watch_time_s": seconds, "logit": logits}
+
+    def calibrate(self, curve: WatchTimeCurve | None) -> None:
+        """Serve the expected watch time that `curve` says of a logit; None: the odds."""
+        self.curve = curve
+        self.serve = tf.function(self._serve, input_signature=[serving_specs(self.served)])
 
 
 class RankingModel(tfrs.Model):
@@ -260,20 +331,26 @@ class RankingModel(tfrs.Model):
     Args:
         tower: makes the logits.
         loss: (logits, clicked, watch_time_s) -> [] mean loss.
+        l2: half of it times the squared weights (`RankingTower.squared_weights`) is added to the loss.
     """
 
     def __init__(
-        self, tower: RankingTower, loss: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+        self,
+        tower: RankingTower,
+        loss: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
+        l2: float = 0.0,
     ) -> None:
         super().__init__()
         self.tower = tower
         self.impression_loss = loss
+        self.l2 = l2
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Mean loss of impressions that carry `clicked` and `watch_time_s`, float32 [num_impressions]."""
-        return self.impression_loss(
+        """Mean loss of impressions that carry `clicked` and `watch_time_s`, float32 [num_impressions], and the penalty."""
+        loss = self.impression_loss(
             self.tower(inputs, training=training), inputs["clicked"], inputs["watch_time_s"]
         )
+        return loss + self.l2 / 2.0 * self.tower.squared_weights() if self.l2 else loss
 
 
 def train(
@@ -295,6 +372,9 @@ def train(
     seed: int,
     evaluate: Callable[[RankingModel], Mapping[str, float]],
     powers: bool = True,
+    id_weights: bool = False,
+    rows_per_embedded_id: float = 0.0,
+    l2: float = 0.0,
     matmul_dtype: MatmulDtype = "auto",
     objective: str = "weighted_pairwise_loss",
     where: str = "train_ranking",
@@ -320,6 +400,9 @@ def train(
         seed: decides the order of examples; `training.start` decides the rest.
         evaluate: metrics of the model on the tuning day; empty where there is none.
         powers: see RankingTower.
+        id_weights: see RankingTower.
+        rows_per_embedded_id: id spaces with fewer examples per known id are not embedded.
+        l2: see RankingModel.
         matmul_dtype: `auto` is `towers.fastest_matmul_dtype`.
         objective: which of them decides on the epoch; less is better.
         where: named in errors and progress.
@@ -356,6 +439,10 @@ def train(
         logit_bound=logit_bound,
         unit_s=unit_s,
         powers=powers,
+        id_weights=id_weights,
+        embedded=[
+            space for space, size in vocabulary_sizes.items() if len(clicked) >= rows_per_embedded_id * size
+        ],
         matmul_dtype=fastest_matmul_dtype() if matmul_dtype == "auto" else tf.as_dtype(matmul_dtype),
     )
     model = RankingModel(
@@ -363,6 +450,7 @@ def train(
         lambda logits, clicks, watch_time_s: weighted_logistic_loss(
             logits, clicks, watch_time_s, unit_s=unit_s, cap_s=cap_s, odds=odds
         ),
+        l2,
     )
     model.compile(optimizer=adagrad(learning_rate))
     outcome = training.fit(

@@ -129,7 +129,8 @@ def evaluate(
                 for name, number, first in parity.offenders()
             ],
         )
-    trained = json.loads((ranking / "manifest.json").read_text())["params"]
+    manifest = json.loads((ranking / "manifest.json").read_text())
+    trained = manifest["params"]
     odds = trained["odds"]
     bins = metrics.calibration(expected_s, result.clicked, result.watch_time_s)
 
@@ -176,7 +177,13 @@ def evaluate(
             cap_s=trained["cap_s"],
             odds=odds,
         ),
-        **metrics.calibration_ratios(expected_s, result.clicked, result.watch_time_s, odds=odds),
+        # A calibrated ranker serves the expected watch time whatever the odds it learned.
+        **metrics.calibration_ratios(
+            expected_s,
+            result.clicked,
+            result.watch_time_s,
+            odds="impressions" if manifest.get("calibration") is not None else odds,
+        ),
         "watch_time_mae_s": float(np.abs(expected_s - result.watch_time_s).mean(dtype=np.float64)),
         "xauc": metrics.xauc(expected_s[result.clicked], result.watch_time_s[result.clicked]),
         **result.metrics_by_slice(),

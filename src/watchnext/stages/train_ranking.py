@@ -17,7 +17,11 @@ class Params(Section):
     inputs_left_out: list[str] = Field(default=[])
     hidden_units: list[int] = Field(default=[128, 64])
     dims_per_doubling: float = Field(default=1.0, gt=0)
-    odds: Literal["unclicked", "impressions"] = Field(default="impressions")
+    id_weights: bool = Field(default=True)
+    rows_per_embedded_id: float = Field(default=50.0, ge=0)
+    l2: float = Field(default=0.001, ge=0)
+    odds: Literal["unclicked", "impressions"] = Field(default="unclicked")
+    calibrated: bool = Field(default=True)
     unit_s: float = Field(default=10.0, gt=0)
     cap_s: float = Field(default=1_800.0, gt=0)
     logit_bound: float = Field(default=15.0, gt=0, le=80)
@@ -45,9 +49,11 @@ def train_ranking(
     Raises:
         InputError: there are no training examples, nothing was clicked, or training diverged.
     """
-    from collections.abc import Iterator
+    import dataclasses
+    from collections.abc import Iterator, Mapping
     from functools import partial
 
+    import numpy as np
     import pyarrow as pa
 
     from watchnext.evaluation import metrics, offline
@@ -55,6 +61,7 @@ def train_ranking(
     from watchnext.features.batches import ADDED_INPUTS, Encoder
     from watchnext.models import nominations, ranking
     from watchnext.models import training as fitting
+    from watchnext.models.calibration import WatchTimeCurve
     from watchnext.models.checkpoints import Checkpoints
 
     out_model.mkdir(parents=True)
@@ -83,16 +90,19 @@ def train_ranking(
     if not has_tuning_day:
         say("train_ranking: there is no tuning day; the last epoch is kept")
 
-    def evaluate(model: ranking.RankingModel) -> dict[str, float]:
-        if not has_tuning_day:
-            return {}
+    def judged(model: ranking.RankingModel) -> tuple[offline.RankingResult, Mapping[str, np.ndarray]]:
         # By expected watch time, whatever slates are ordered by: that is what the ranker is there to know.
-        result, predicted = offline.evaluate_ranking(
+        return offline.evaluate_ranking(
             lambda arrays: ranking.predict(model.tower, arrays),
             encoder,
             features / "ranking_examples" / "tuning",
             lambda day: next(scored("tuning", iter([day]))),
         )
+
+    def evaluate(model: ranking.RankingModel) -> dict[str, float]:
+        if not has_tuning_day:
+            return {}
+        result, predicted = judged(model)
         loss = metrics.weighted_log_loss(
             predicted["logit"],
             result.clicked,
@@ -129,8 +139,17 @@ def train_ranking(
         else None,
         evaluate=evaluate,
         objective="tuning_weighted_pairwise_loss",
-        **params.model_dump(exclude={"inputs_left_out"}),
+        **params.model_dump(exclude={"inputs_left_out", "calibrated"}),
     )
+    curve = None
+    if params.calibrated and has_tuning_day:
+        result, predicted = judged(model)
+        curve = WatchTimeCurve.fitted(predicted["logit"], result.clicked * result.watch_time_s)
+    if params.calibrated and curve is None:
+        say(
+            "train_ranking: no tuning day, or one with too little watch time, to calibrate on; served are the odds"
+        )
+    model.tower.calibrate(curve)
     ranking.save(model, out_model)
     digest = fitting.weights_digest(model.weights)
     manifest = {
@@ -140,6 +159,7 @@ def train_ranking(
         "best_epoch": outcome.best_epoch,
         "params": params.model_dump(),
         "weights_digest": digest,
+        "calibration": None if curve is None else dataclasses.asdict(curve),
     }
     (out_model / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     (out_report / "curves.json").write_text(json.dumps(outcome.curves, indent=1) + "\n")

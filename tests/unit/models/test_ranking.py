@@ -6,6 +6,7 @@ from watchnext.errors import InputError
 from watchnext.features.batches import FeatureSpec
 from watchnext.features.quantiles import normalize
 from watchnext.models import ranking, towers, training
+from watchnext.models.calibration import WatchTimeCurve
 
 FEATURES = (
     FeatureSpec("video_id", "categorical", "video", None, "impression"),
@@ -236,3 +237,72 @@ def test_bfloat16_products_train_to_nearly_the_same_scores():
 def test_no_examples_is_an_error_that_says_so():
     with pytest.raises(InputError, match="there are no training examples"):
         train({name: array[:0] for name, array in examples().items()})
+
+
+def id_weight(tower, feature, value):
+    return tower.id_weights.table[tower.id_weights.begins[feature] + value - 1, 0]
+
+
+def test_id_weights_are_nothing_at_first_and_then_what_is_added_to_the_logit():
+    """Weights of one id in two inputs are two; a bag adds its known ids' mean, what is unknown adds 0."""
+    model = train(examples(), id_weights=True, learning_rate=1e-9)
+    tower = model.tower
+    tower.id_weights.table.assign(tf.zeros_like(tower.id_weights.table))
+    arrays = {name: np.repeat(array[:1], 3, axis=0) for name, array in examples().items()}
+    arrays["video_id"] = np.array([7, 0, 7], np.int32)
+    arrays["last_watched_video_id"] = np.array([0, 7, 7], np.int32)
+    arrays["recent_watches"] = np.array([[0, 0, 0], [7, 0, 9], [0, 9, 0]], np.int32)
+    before = ranking.predict(tower, arrays)["logit"]
+    without = train(examples(), learning_rate=1e-9).tower
+    assert before == pytest.approx(ranking.predict(without, arrays)["logit"], abs=1e-5)
+    table = np.zeros(tower.id_weights.table.shape, np.float32)
+    for feature, value, weight in (
+        ("video_id", 7, 0.5), ("last_watched_video_id", 7, -2.0), ("recent_watches", 7, 4.0), ("recent_watches", 9, 1.0),
+    ):  # fmt: skip
+        table[tower.id_weights.begins[feature] + value - 1] = weight
+    tower.id_weights.table.assign(table)
+    added = ranking.predict(tower, arrays)["logit"] - before
+    assert added == pytest.approx([0.5, -2.0 + (4.0 + 1.0) / 2, 0.5 - 2.0 + 1.0], abs=1e-5)
+
+
+def test_an_id_that_training_did_not_show_keeps_no_weight_and_a_penalty_takes_the_others_back():
+    arrays = examples()
+    arrays["video_id"] = np.where(arrays["video_id"] == 7, 8, arrays["video_id"])
+    free, held = (train(arrays, id_weights=True, l2=l2, epochs=3, patience=3).tower for l2 in (0.0, 1.0))
+    assert float(id_weight(free, "video_id", 7)) == 0.0
+    assert float(id_weight(free, "video_id", 8)) != 0.0
+    norms = [float(tf.reduce_sum(tf.square(tower.id_weights.table))) for tower in (free, held)]
+    assert norms[1] < norms[0] / 10
+
+
+def test_the_penalty_is_half_of_l2_times_the_squares():
+    model = train(examples(), id_weights=True, l2=0.0)
+    inputs = {name: tf.constant(array) for name, array in examples(20).items()}
+    plain = float(model.compute_loss(inputs))
+    model.l2 = 0.5
+    weights = [model.tower.id_weights.table, *(layer.kernel for layer in model.tower.dense_layers())]
+    squares = sum(float(np.square(one.numpy()).sum()) for one in weights)
+    assert float(model.compute_loss(inputs)) == pytest.approx(plain + 0.25 * squares, rel=1e-5)
+
+
+def test_spaces_with_few_examples_per_id_are_not_embedded():
+    """200 examples of 30 videos: 6.7 each."""
+    embedded, plain = (
+        train(examples(), id_weights=True, rows_per_embedded_id=rows).tower for rows in (6.0, 7.0)
+    )
+    assert list(embedded.tables) == ["video"]
+    assert list(plain.tables) == []
+    assert plain.widths == [4, 4]
+    assert embedded.widths == [4 + 2 * 5, 4 + 5]
+
+
+def test_a_calibrated_ranker_serves_the_curve_and_the_same_logits(tmp_path):
+    model = train(examples(), id_weights=True)
+    before = ranking.predict(model.tower, examples(9))
+    assert before["expected_watch_time_s"] == pytest.approx(10.0 * np.exp(before["logit"]), rel=1e-5)
+    model.tower.calibrate(WatchTimeCurve((-20.0, 0.0, 20.0), (1.0, 5.0, 50.0)))
+    ranking.save(model, tmp_path)
+    answer = ranking.load_ranker(tmp_path / "ranker")(examples(9))
+    assert answer["logit"] == pytest.approx(before["logit"], rel=1e-5)
+    log_s = np.interp(before["logit"], [-20.0, 0.0, 20.0], np.log([1.0, 5.0, 50.0]))
+    assert answer["expected_watch_time_s"] == pytest.approx(np.exp(log_s), rel=1e-4)
