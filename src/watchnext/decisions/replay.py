@@ -1,7 +1,8 @@
 """The shadow comparison: champion and challenger answer the same requests of the shadow day.
 
 Every request is answered by both from what was known at its instant. Overlap of the slates, their hits, errors and
-latency can veto a challenger. They cannot show that users would watch more: that takes causal evidence (see `causal`).
+latency can veto a challenger, and so can what a server's live shadow saw of them. They cannot show that users would watch
+more: that takes causal evidence (see `causal` and `experiment`).
 The setting `evidence: offline` crowns a challenger that nothing vetoes all the same, and the version says so.
 """
 
@@ -21,7 +22,9 @@ from watchnext.bundle import read_digest
 from watchnext.config import Exclude, Section
 from watchnext.console import print_table, say, track
 from watchnext.data.split import day_begins_at
+from watchnext.decisions.causal import CHECK as PROPENSITIES
 from watchnext.decisions.causal import Page, Shown, watch_time_check
+from watchnext.decisions.experiment import experiment_check, not_told, read_experiment
 from watchnext.decisions.forest import forest_plot
 from watchnext.decisions.gate import (
     Check,
@@ -39,6 +42,8 @@ from watchnext.decisions.gate import (
     metrics_of,
     no_worse,
 )
+from watchnext.decisions.live_log import digest_of_log, live_figures
+from watchnext.decisions.overlap import RBO_PERSISTENCE, rank_biased_overlap, slate_overlap
 from watchnext.errors import InputError
 from watchnext.features.history import Id
 from watchnext.recommend.recommender import Recommender, Slate
@@ -50,9 +55,6 @@ if TYPE_CHECKING:
 
 Verdict = Literal["crown", "keep", "continue"]
 Evidence = Literal["offline", "causal"]
-
-RBO_PERSISTENCE = 0.9
-"""p of rank-biased overlap: how likely a reader goes on to the next place; 86 % of the weight is on the first 10."""
 
 _WARM_UP = 5
 
@@ -99,6 +101,23 @@ class Vetoes(Section):
     slate_overlap: Floor = Floor(minimum=0.0, reason="slates that share nothing deserve a look; 0 = no veto")
     errors: Share = Share(maximum_share=0.0, reason="every request has to be answered")
     latency_p50_ms: Slower = Slower(maximum_ratio=3.0, at_least_ms=100.0, reason="answers must stay quick")
+
+
+class Live(Section):
+    """What a server saw of both, `compare_shadow.live` in params.yaml. Folders are relative to the project.
+
+    Attributes:
+        shadow_log: folder of the challenger's answers to live requests; None: replay alone. Given, it is asked for: where
+            it is of other versions, or there is none, the challenger waits.
+        experiment: folder with the log of a live experiment, the causal evidence in place of logged propensities.
+        planned_users: of both arms together, when the experiment's interval is to be narrowest; fixed before it begins.
+        error_rate: of the experiment, over all looks.
+    """
+
+    shadow_log: str | None = None
+    experiment: str | None = None
+    planned_users: int = Field(default=20_000, ge=200)
+    error_rate: float = Field(default=0.05, gt=0, lt=0.5)
 
 
 @dataclass(frozen=True)
@@ -155,43 +174,6 @@ class Request:
     logged_in: bool | None
     watched_later: frozenset[Id]
     shown: tuple[Shown, ...] = ()
-
-
-def rank_biased_overlap(
-    first: Sequence[Id], second: Sequence[Id], persistence: float = RBO_PERSISTENCE
-) -> float:
-    """Extrapolated rank-biased overlap of two rankings without ties (Webber, Moffat and Zobel 2010, eq. 23).
-
-    For rankings of one length k, with A_d the share of the first d places that both have in common:
-    RBO = A_k p^k + (1 - p) / p * sum over d of A_d p^d. 1 for equal rankings, 0 for disjoint ones. Of rankings of
-    different lengths the longer one is cut.
-
-    Args:
-        first: best first.
-        second: best first.
-        persistence: p, between 0 and 1.
-
-    >>> rank_biased_overlap("abc", "abc"), rank_biased_overlap("abc", "xyz")
-    (1.0, 0.0)
-    """
-    depth = min(len(first), len(second))
-    if depth == 0:
-        return 1.0 if len(first) == len(second) else 0.0
-    seen_first: set[Id] = set()
-    seen_second: set[Id] = set()
-    agreement = total = 0.0
-    for place in range(depth):
-        seen_first.add(first[place])
-        seen_second.add(second[place])
-        agreement = len(seen_first & seen_second) / (place + 1)
-        total += agreement * persistence ** (place + 1)
-    return agreement * persistence**depth + (1 - persistence) / persistence * total
-
-
-def slate_overlap(first: Sequence[Id], second: Sequence[Id]) -> float:
-    """Share of places of the longer slate that are filled by videos of both; 1 for two empty slates."""
-    longer = max(len(first), len(second))
-    return len(set(first) & set(second)) / longer if longer else 1.0
 
 
 def read_requests(tables: Path, day: date, time_zone: str, how_many: int) -> list[Request]:
@@ -371,6 +353,7 @@ def decide(
     length: int,
     evidence: Evidence,
     causal: Check | None = None,
+    live: Sequence[Check] = (),
 ) -> Comparison:
     """Weigh the figures of the shadow day.
 
@@ -381,6 +364,7 @@ def decide(
         length: of the slates.
         evidence: what it takes to crown.
         causal: whether users would watch more, where that is asked for.
+        live: of the server's shadow log, where that is asked for, see `answering`.
     """
     ours, theirs = (
         {name.removeprefix(who): value for name, value in metrics.items() if name.startswith(who)}
@@ -395,37 +379,10 @@ def decide(
         confidence=vetoes.confidence,
         undecided="passed",
     )
-    overlap, floor = metrics[f"slate_overlap_at_{length}"], vetoes.slate_overlap.minimum
-    checks.append(
-        Check(
-            f"slate_overlap_at_{length}",
-            f"{overlap:.4f}",
-            f">= {floor:.4g}",
-            "passed" if overlap >= floor else "failed",
-            vetoes.slate_overlap.reason,
-        )
+    checks += answering(
+        metrics[f"slate_overlap_at_{length}"], ours, theirs, vetoes, f"slate_overlap_at_{length}"
     )
-    allowed = vetoes.errors.maximum_share
-    checks.append(
-        Check(
-            "errors",
-            f"{ours['errors']:.2%}",
-            f"<= {allowed:.2%} of the requests",
-            "passed" if ours["errors"] <= allowed else "failed",
-            vetoes.errors.reason,
-        )
-    )
-    slower = vetoes.latency_p50_ms
-    limit = max(slower.at_least_ms, slower.maximum_ratio * theirs["latency_p50_ms"])
-    checks.append(
-        Check(
-            "latency_p50_ms",
-            f"{ours['latency_p50_ms']:.1f}",
-            f"<= {limit:.1f} ({slower.maximum_ratio:g} times the champion's, at least {slower.at_least_ms:g})",
-            "passed" if ours["latency_p50_ms"] <= limit else "failed",
-            slower.reason,
-        )
-    )
+    checks += live
     if causal is not None:
         checks.append(causal)
     raised = [check.name for check in checks if check.outcome == "failed"]
@@ -436,7 +393,10 @@ def decide(
         reason = "could not be judged: " + ", ".join(unjudged)
         return Comparison("continue", reason, evidence, tuple(checks), metrics)
     if evidence == "causal" and causal is not None and causal.outcome == "passed":
-        reason = "no veto, and by the logged propensities users would watch more"
+        how = "the logged propensities" if causal.name == PROPENSITIES else "the live experiment"
+        reason = (
+            f"no veto, and by {how} users {'would watch' if causal.name == PROPENSITIES else 'watch'} more"
+        )
         return Comparison("crown", reason, evidence, tuple(checks), metrics)
     if evidence == "causal":
         reason = "no veto, but there is no causal evidence yet that users would watch more"
@@ -445,6 +405,51 @@ def decide(
         return Comparison("continue", reason, evidence, tuple(checks), metrics)
     reason = "no veto on the shadow day; by offline evidence alone, as `evidence: offline` allows"
     return Comparison("crown", reason, evidence, tuple(checks), metrics)
+
+
+def answering(
+    overlap: float,
+    ours: Mapping[str, float],
+    theirs: Mapping[str, float],
+    vetoes: Vetoes,
+    name: str,
+    who: str = "",
+) -> list[Check]:
+    """The vetoes of how the challenger answers, beside the champion: overlap, errors and median latency.
+
+    Args:
+        overlap: of the slates.
+        ours: `errors` and `latency_p50_ms` of the challenger.
+        theirs: of the champion.
+        vetoes: bounds and reasons.
+        name: of the first check.
+        who: before the names of the others.
+    """
+    floor, allowed, slower = vetoes.slate_overlap.minimum, vetoes.errors.maximum_share, vetoes.latency_p50_ms
+    limit = max(slower.at_least_ms, slower.maximum_ratio * theirs["latency_p50_ms"])
+    return [
+        Check(
+            name,
+            f"{overlap:.4f}",
+            f">= {floor:.4g}",
+            "passed" if overlap >= floor else "failed",
+            vetoes.slate_overlap.reason,
+        ),
+        Check(
+            f"{who}errors",
+            f"{ours['errors']:.2%}",
+            f"<= {allowed:.2%} of the requests",
+            "passed" if ours["errors"] <= allowed else "failed",
+            vetoes.errors.reason,
+        ),
+        Check(
+            f"{who}latency_p50_ms",
+            f"{ours['latency_p50_ms']:.1f}",
+            f"<= {limit:.1f} ({slower.maximum_ratio:g} times the champion's, at least {slower.at_least_ms:g})",
+            "passed" if ours["latency_p50_ms"] <= limit else "failed",
+            slower.reason,
+        ),
+    ]
 
 
 def compare_and_crown(
@@ -459,6 +464,7 @@ def compare_and_crown(
     slate_length: int,
     exclude: Exclude,
     vetoes: Vetoes,
+    live: Live,
     pipeline_run: Callable[[], str],
     previous_metrics: Mapping[str, Any] | None,
     out_report: Path,
@@ -476,6 +482,7 @@ def compare_and_crown(
         slate_length: of the slates.
         exclude: as for `evaluate`.
         vetoes: bounds and reasons.
+        live: what a server saw of both. What it logged since is new evidence, and the two are then judged anew.
         pipeline_run: gives the id of this execution's MLflow run.
         previous_metrics: what this stage returned last, if its outputs still stand; else None.
         out_report: where decision.json, decision.html and the plots go.
@@ -506,6 +513,10 @@ def compare_and_crown(
         "slate_length": slate_length,
         "exclude": exclude,
         "vetoes": vetoes.model_dump(),
+        "live": live.model_dump(),
+        "live_logs": [
+            None if log is None else digest_of_log(Path(log)) for log in (live.shadow_log, live.experiment)
+        ],
     }
     judged = judged_triple(challenger.bundle_digest, champion, features, rules)
     key = digest_of(judged)
@@ -520,7 +531,7 @@ def compare_and_crown(
         comparison, paired = _restored(kept)
     else:
         comparison, paired = _compare(
-            registry, champion, challenger, manifest, features, tables, rules, vetoes
+            registry, champion, challenger, manifest, features, tables, rules, vetoes, live
         )
     run_id = pipeline_run()
     if kept is None:
@@ -646,6 +657,7 @@ def _compare(
     tables: Path,
     rules: Mapping[str, Any],
     vetoes: Vetoes,
+    live: Live,
 ) -> tuple[Comparison, list[Paired]]:
     evidence: Evidence = rules["evidence"]
     if champion.source != challenger.source:
@@ -684,12 +696,44 @@ def _compare(
         metrics |= {f"{who}_{metric}": value for metric, value in measured.metrics.items()}
     causal = None
     if evidence == "causal":
-        causal, figures = _causal_check(asked, paired, features, day)
+        if live.experiment is None:
+            causal, figures = _causal_check(asked, paired, features, day)
+        else:
+            causal, figures = _experiment_check(live, champion.number, challenger.number)
+        metrics |= figures
+    seen: Sequence[Check] = ()
+    if live.shadow_log is not None:
+        seen, figures = _live_checks(Path(live.shadow_log), champion.number, challenger.number, vetoes)
         metrics |= figures
     comparison = decide(
-        metrics, changes, vetoes, length=rules["slate_length"], evidence=evidence, causal=causal
+        metrics, changes, vetoes, length=rules["slate_length"], evidence=evidence, causal=causal, live=seen
     )
     return comparison, paired
+
+
+def _experiment_check(live: Live, champion: int, challenger: int) -> tuple[Check, dict[str, float]]:
+    try:
+        experiment = read_experiment(Path(str(live.experiment)), champion=champion, challenger=challenger)
+    except InputError as error:
+        return not_told(error, live.error_rate), {}
+    return experiment_check(experiment, planned_users=live.planned_users, error_rate=live.error_rate)
+
+
+def _live_checks(
+    log: Path, champion: int, challenger: int, vetoes: Vetoes
+) -> tuple[list[Check], dict[str, float]]:
+    try:
+        figures = live_figures(log, champion=champion, challenger=challenger)
+    except InputError as error:
+        offenders = ", ".join(str(offender) for offender in error.offenders)
+        value = error.what + (f" ({offenders})" if offenders else "")
+        return [Check("live_shadow_log", value, f"rows of both in {log}", "not judged", "asked for")], {}
+    ours, theirs = (
+        {name: figures[f"{who}_live_{name}"] for name in ("errors", "latency_p50_ms")}
+        for who in ("challenger", "champion")
+    )
+    overlap = figures["live_slate_overlap"]
+    return answering(overlap, ours, theirs, vetoes, "live_slate_overlap", "live_"), figures
 
 
 def _causal_check(

@@ -82,32 +82,65 @@ def sequential_difference(
         InputError: an arm has too few users or values that are no numbers, all are alike, or the plan is no number of
             users.
     """
-    if planned_users < 2 * FEWEST_USERS:
-        raise InputError(f"an experiment cannot be planned for {planned_users} users", where="planned_users")
+    _planned(planned_users)
     for name, values in (("challenger", challenger), ("champion", champion)):
-        if np.ndim(values) != 1 or len(values) < FEWEST_USERS:
-            raise InputError(
-                f"{np.shape(values)[0] if np.ndim(values) else 0} users of the {name} are too few to compare",
-                where="the experiment's log",
-                remedy=f"wait for {FEWEST_USERS}: looking early does no harm",
-            )
-        wrong = np.flatnonzero(~np.isfinite(values))
-        if len(wrong):
-            raise InputError(
-                f"{len(wrong)} of the {name}'s {len(values)} values are no numbers",
-                where="the experiment's log",
-                offenders=[f"user in row {row}" for row in wrong[:3]],
-                remedy="leave no user out: a user without watches has the value 0",
-            )
+        _values(name, values)
     n, m = len(challenger), len(champion)
-    variance = float(np.var(challenger, ddof=1) / n + np.var(champion, ddof=1) / m)
+    return _mixture(
+        float(np.mean(challenger) - np.mean(champion)),
+        float(np.var(challenger, ddof=1) / n + np.var(champion, ddof=1) / m),
+        (n + m) / planned_users,
+        error_rate,
+    )
+
+
+def sequential_mean(values: np.ndarray, *, planned_users: int, error_rate: float = 0.05) -> Difference:
+    """The always-valid interval of a mean over users who see both sides of an interleaved experiment.
+
+    Args:
+        values: [num_users] what a user gave the challenger less what the same user gave the champion.
+        planned_users: when the interval is to be narrowest; fixed before the experiment begins.
+        error_rate: as for `sequential_difference`.
+
+    Raises:
+        InputError: as there.
+    """
+    _planned(planned_users)
+    _values("experiment", values)
+    variance = float(np.var(values, ddof=1) / len(values))
+    return _mixture(float(np.mean(values)), variance, len(values) / planned_users, error_rate)
+
+
+def _planned(users: int) -> None:
+    if users < 2 * FEWEST_USERS:
+        raise InputError(f"an experiment cannot be planned for {users} users", where="planned_users")
+
+
+def _values(name: str, values: np.ndarray) -> None:
+    if np.ndim(values) != 1 or len(values) < FEWEST_USERS:
+        raise InputError(
+            f"{np.shape(values)[0] if np.ndim(values) else 0} users of the {name} are too few to compare",
+            where="the experiment's log",
+            remedy=f"wait for {FEWEST_USERS}: looking early does no harm",
+        )
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        raise InputError(
+            f"{len(wrong)} of the {name}'s {len(values)} values are no numbers",
+            where="the experiment's log",
+            offenders=[f"user in row {row}" for row in wrong[:3]],
+            remedy="leave no user out: a user without watches has the value 0",
+        )
+
+
+def _mixture(value: float, variance: float, seen: float, error_rate: float) -> Difference:
+    """The interval of a normal mean of this variance after the share `seen` of the planned users; see above."""
     if variance == 0:
         raise InputError(
             "every user of an arm has the same value: there is nothing to compare", where="the log"
         )
     odds = -2 * math.log(error_rate)
-    mixture = variance * (n + m) / planned_users * (odds + math.log(odds) + 1)
-    value = float(np.mean(challenger) - np.mean(champion))
+    mixture = variance * seen * (odds + math.log(odds) + 1)
     half = math.sqrt(
         2
         * variance

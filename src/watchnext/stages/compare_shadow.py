@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from watchnext.config import RecommendParams, Section
-from watchnext.decisions.replay import Evidence, Vetoes
+from watchnext.decisions.replay import Evidence, Live, Vetoes
 
 
 class Params(Section):
@@ -20,6 +20,7 @@ class Params(Section):
     requests: int = Field(default=300, ge=1)
     slate_length: int = Field(default=20, ge=1, le=500)
     vetoes: Vetoes = Vetoes()
+    live: Live = Live()
 
 
 def compare_shadow(
@@ -56,6 +57,7 @@ def compare_shadow(
         slate_length=params.slate_length,
         exclude=recommend.exclude,
         vetoes=params.vetoes,
+        live=params.live,
         pipeline_run=pipeline_run,
         previous_metrics=previous_metrics,
         out_report=out_report,

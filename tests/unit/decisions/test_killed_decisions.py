@@ -12,7 +12,7 @@ from fake_mlflow import Snapshot, killed_for_real_at
 from watchnext.bundle import Bundle
 from watchnext.decisions import gate, replay
 from watchnext.decisions.gate import Checks, Decision, promote_bundle
-from watchnext.decisions.replay import Comparison, Paired, Vetoes, compare_and_crown
+from watchnext.decisions.replay import Comparison, Live, Paired, Vetoes, compare_and_crown
 from watchnext.registry import DATABASE, Registry
 from watchnext.tracking import Tracker
 
@@ -53,6 +53,7 @@ def compare(registry: Registry, bundle: Path, features: Path, tables: Path) -> o
         slate_length=20,
         exclude="none",
         vetoes=Vetoes(),
+        live=Live(),
         pipeline_run=lambda: Tracker.open(registry.root).pipeline_run("1-1.00"),
         previous_metrics=None,
         out_report=registry.root / "report",

@@ -3,10 +3,14 @@
 import datetime as dt
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from experiment_logs import write_experiment, write_shadow_log
 from fake_mlflow import Killed, KilledAtWrite, Snapshot
 from tiny_world import BEGIN, DAYS, GATE_DAY, SHADOW_DAY, USERS, make_bundle, video_at
 
@@ -15,6 +19,7 @@ from watchnext.decisions import gate, replay
 from watchnext.decisions.gate import Check, Checks, Decision, promote_bundle
 from watchnext.decisions.replay import (
     Comparison,
+    Live,
     Paired,
     Request,
     Slower,
@@ -185,18 +190,21 @@ class Stage:
         registry: Registry | None = None,
         evidence: replay.Evidence = "offline",
         name: str = "watchnext",
+        live: Live | None = None,
+        tables: Path | None = None,
     ) -> dict[str, Any] | None:
         metrics = compare_and_crown(
             registry or Registry.open(self.root),
             name=name,
             bundle=bundle.path,
             features=self.features,
-            tables=self.tables,
+            tables=tables or self.tables,
             evidence=evidence,
             requests=30,
             slate_length=20,
             exclude="none",
             vetoes=VETOES,
+            live=live or Live(),
             pipeline_run=lambda: self.tracker.pipeline_run(self.execution),
             previous_metrics=self.metrics,
             out_report=self.root / "report",
@@ -451,3 +459,99 @@ def test_killed_at_any_write_the_next_run_crowns(
         event for event in Registry.open(stage.root).history("watchnext") if event.role == "champion"
     ]
     assert [event.version for event in crownings] == [1, 2]
+
+
+def waits(stage: Stage, answer: dict[str, Any] | None, words: str) -> None:
+    """The challenger was not crowned, the reason says why, and nobody's role has changed."""
+    assert answer is not None
+    assert answer["verdict"] == "continue"
+    assert words in answer["reason"]
+    assert stage.roles() == {"champion": 1, "challenger": 2}
+
+
+@pytest.fixture
+def challenged(stage: Stage, right_bundle: Bundle, equal_bundle: Bundle) -> Stage:
+    stage.register(right_bundle)
+    stage.register(equal_bundle)
+    return stage
+
+
+def test_a_live_experiment_crowns_who_is_watched_longer(
+    challenged: Stage, equal_bundle: Bundle, tmp_path: Path
+) -> None:
+    """New rows are new evidence: what waited is judged again."""
+    few = write_experiment(tmp_path / "few", users=150, gain=1.0)
+    live = Live(experiment=str(few), planned_users=1_000)
+    waits(
+        challenged, challenged.compare(equal_bundle, evidence="causal", live=live), "no causal evidence yet"
+    )
+    assert challenged.compare(equal_bundle, evidence="causal", live=live) is None, (
+        "the same log says the same"
+    )
+    write_experiment(few, users=1_500, gain=1.5)
+    crowned = challenged.compare(equal_bundle, evidence="causal", live=live)
+    assert crowned is not None
+    assert (crowned["verdict"], crowned["evidence"]) == ("crown", "causal")
+    assert "by the live experiment users watch more" in crowned["reason"]
+    assert challenged.roles() == {"champion": 2, "previous": 1}
+    assert challenged.version(2).tags["evidence"] == "causal"
+
+
+def test_an_experiment_of_other_versions_crowns_nobody(
+    challenged: Stage, equal_bundle: Bundle, tmp_path: Path
+) -> None:
+    log = write_experiment(tmp_path / "log", users=400, gain=2.0, versions=(3, 4))
+    answer = challenged.compare(equal_bundle, evidence="causal", live=Live(experiment=str(log)))
+    waits(challenged, answer, "not of version 2 against version 1 (version 4 against version 3)")
+
+
+def test_a_shadow_log_of_another_version_is_refused(
+    challenged: Stage, equal_bundle: Bundle, tmp_path: Path
+) -> None:
+    log = write_shadow_log(tmp_path / "shadow", versions=(1, 7))
+    waits(challenged, challenged.compare(equal_bundle, live=Live(shadow_log=str(log))), "live_shadow_log")
+    write_shadow_log(log, versions=(1, 2))
+    crowned = challenged.compare(equal_bundle, live=Live(shadow_log=str(log)))
+    assert crowned is not None
+    assert crowned["verdict"] == "crown"
+    assert (crowned["live_requests"], crowned["challenger_live_errors"]) == (40, 0.0)
+
+
+def test_live_errors_veto(challenged: Stage, equal_bundle: Bundle, tmp_path: Path) -> None:
+    log = write_shadow_log(tmp_path / "shadow", versions=(1, 2), failed=3)
+    kept = challenged.compare(equal_bundle, live=Live(shadow_log=str(log)))
+    assert kept is not None
+    assert (kept["verdict"], kept["reason"]) == ("keep", "vetoed: live_errors")
+    assert challenged.roles() == {"champion": 1}
+
+
+@pytest.mark.parametrize(
+    ("propensity", "words"),
+    [
+        (None, "impressions without a propensity"),
+        (0.0, "propensities that are not above 0 and at most 1"),
+        (1.5, "propensities that are not above 0 and at most 1"),
+    ],
+)
+def test_propensities_that_are_none_crown_nobody(
+    challenged: Stage, equal_bundle: Bundle, tmp_path: Path, propensity: float | None, words: str
+) -> None:
+    tables = with_propensities(challenged.tables, tmp_path / "tables", propensity)
+    waits(challenged, challenged.compare(equal_bundle, evidence="causal", tables=tables), words)
+
+
+def test_slates_that_are_all_the_same_crown_nobody(
+    challenged: Stage, equal_bundle: Bundle, tmp_path: Path
+) -> None:
+    tables = with_propensities(challenged.tables, tmp_path / "tables", 0.5)
+    waits(challenged, challenged.compare(equal_bundle, evidence="causal", tables=tables), "the same")
+
+
+def with_propensities(tables: Path, directory: Path, propensity: float | None) -> Path:
+    """The world's tables, whose pages were shown with this probability."""
+    shutil.copytree(tables, directory)
+    (part,) = (directory / "impressions").glob("part-*.parquet")
+    impressions = pq.read_table(part)
+    column = pa.array([propensity] * impressions.num_rows, pa.float64())
+    pq.write_table(impressions.append_column("propensity", column), part)
+    return directory
