@@ -347,6 +347,7 @@ def serve(
     from watchnext.serving.mirror import MirrorSettings
     from watchnext.serving.server import API_KEY_VARIABLE
     from watchnext.serving.server import serve as run
+    from watchnext.serving.webhook import SECRET_VARIABLE
 
     run(
         Path.cwd(),
@@ -355,6 +356,7 @@ def serve(
         port=port,
         store=store,
         api_key=os.environ.get(API_KEY_VARIABLE) or None,
+        webhook_secret=os.environ.get(SECRET_VARIABLE) or None,
         poll_s=poll_s,
         limits=Limits(threads=threads, requests_per_s=requests_per_s),
         mirror=MirrorSettings(share=shadow_share),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,16 @@ def assign(root: Path, role: str, number: int | None) -> None:
 class LiveServer:
     """A server process in the project `root`, with what it logged."""
 
-    def __init__(self, root: Path, *options: str, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *options: str,
+        api_key: str | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         environment.pop("WATCHNEXT_API_KEY", None)
+        environment |= variables or {}
         if api_key is not None:
             environment["WATCHNEXT_API_KEY"] = api_key
         self.api_key = api_key

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from watchnext import __version__
 from watchnext.errors import InputError
 from watchnext.features.history import to_microseconds
-from watchnext.serving import messages
+from watchnext.serving import messages, webhook
 from watchnext.serving.deployment import Deployment
 from watchnext.serving.events import Event, EventTable
 from watchnext.serving.metrics import Metrics
@@ -74,6 +74,8 @@ def make_app(
     *,
     api_key: str | None = None,
     limits: Limits | None = None,
+    webhook_secret: str | None = None,
+    ask_registry: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application.
 
@@ -83,6 +85,8 @@ def make_app(
         mirror: gets a copy of every slate that is shown.
         api_key: what clients of `/v1/*` and `/metrics` have to show; None: everybody may ask.
         limits: what is taken on at once.
+        webhook_secret: by which the registry signs that something has changed; None: it does not say so.
+        ask_registry: called when it does.
     """
     limits = limits or Limits()
     metrics = Metrics(service, deployment, mirror)
@@ -234,6 +238,16 @@ def make_app(
         if service.champion is not None:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "not ready", "message": _why_not(deployment)}, 503)
+
+    if webhook_secret is not None:
+
+        @app.post(webhook.PATH, status_code=202)
+        async def registry_changed(request: Request) -> dict[str, str]:
+            """What MLflow's webhook sends: the registry is asked at once."""
+            if not webhook.is_signed(webhook_secret, request.headers, await request.body()):
+                raise HTTPException(401, "this is not signed by the secret of the webhook, or too long ago")
+            ask_registry()
+            return {"status": "the registry is asked"}
 
     @app.get("/metrics", dependencies=guarded, response_class=Response)
     async def prometheus() -> Response:

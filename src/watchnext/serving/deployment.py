@@ -89,6 +89,7 @@ class Deployment:
         self._swap = swap
         self._withdraw = withdraw
         self._stopped = threading.Event()
+        self._woken = threading.Event()
         self._thread: threading.Thread | None = None
 
     def check(self) -> bool:
@@ -153,15 +154,21 @@ class Deployment:
 
         def follow() -> None:
             while not self._stopped.is_set():
+                self._woken.clear()
                 self.check()
-                self._stopped.wait(poll_s)
+                self._woken.wait(poll_s)
 
         self._thread = threading.Thread(target=follow, name=f"follow-{self.role}", daemon=True)
         self._thread.start()
 
+    def wake(self) -> None:
+        """Let the thread look at the registry now, and not at the next poll."""
+        self._woken.set()
+
     def stop(self) -> None:
         """End the thread; a loading that is under way is waited for."""
         self._stopped.set()
+        self._woken.set()
         if self._thread is not None:
             self._thread.join()
 

@@ -96,6 +96,7 @@ class Mirror:
         self._shadow: _Shadow | None = None
         self._draw = random.Random()
         self._stopped = threading.Event()
+        self._woken = threading.Event()
         self._thread: threading.Thread | None = None
         self._next_start = 0.0
         self._wait_s = settings.restart_s
@@ -193,15 +194,21 @@ class Mirror:
 
         def follow() -> None:
             while not self._stopped.is_set():
+                self._woken.clear()
                 self.check()
-                self._stopped.wait(poll_s)
+                self._woken.wait(poll_s)
 
         self._thread = threading.Thread(target=follow, name="follow-challenger", daemon=True)
         self._thread.start()
 
+    def wake(self) -> None:
+        """Let the thread look at the registry now, and not at the next poll."""
+        self._woken.set()
+
     def stop(self) -> None:
         """End the process, which writes what it still has."""
         self._stopped.set()
+        self._woken.set()
         if self._thread is not None:
             self._thread.join()
         if self._shadow is not None:

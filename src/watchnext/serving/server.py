@@ -21,6 +21,7 @@ from watchnext.serving.json_lines import log_as_json
 from watchnext.serving.mirror import Command, Mirror, MirrorSettings
 from watchnext.serving.service import Served, Service
 from watchnext.serving.stores import open_store
+from watchnext.serving.webhook import SECRET_VARIABLE
 
 API_KEY_VARIABLE = "WATCHNEXT_API_KEY"
 _DRAIN_S = 20
@@ -37,6 +38,7 @@ def serve(
     port: int,
     store: str,
     api_key: str | None = None,
+    webhook_secret: str | None = None,
     poll_s: float = POLL_S,
     limits: Limits | None = None,
     connections: ConnectionLimits | None = None,
@@ -54,6 +56,7 @@ def serve(
         port: 0 for any that is free; the log says which.
         store: place of the user state, see `stores.open_store`.
         api_key: what clients have to show; None: everybody who reaches the address may ask.
+        webhook_secret: by which MLflow signs that the registry has changed; None: it is polled alone.
         poll_s: seconds between two looks at the registry.
         limits: what is taken on at once.
         connections: what a connection may take.
@@ -71,10 +74,12 @@ def serve(
             where="--host",
             remedy=f"set {API_KEY_VARIABLE}, or listen on 127.0.0.1",
         )
-    if api_key is not None and (len(api_key) < 16 or not api_key.isascii()):
+    for secret, variable in ((api_key, API_KEY_VARIABLE), (webhook_secret, SECRET_VARIABLE)):
+        if secret is None or (len(secret) >= 16 and secret.isascii()):
+            continue
         raise InputError(
-            "the API key is too easy to guess",
-            where=API_KEY_VARIABLE,
+            "the API key is too easy to guess" if secret is api_key else "the secret is too easy to guess",
+            where=variable,
             remedy='16 ASCII characters at least: python -c "import secrets; print(secrets.token_urlsafe())"',
         )
     log_as_json(sys.stdout)
@@ -99,7 +104,20 @@ def serve(
         deployments.append(Deployment(registry, name, show, role="challenger", withdraw=lambda: show(None)))
     command = Command(root, name, store, root / "state" / "shadow")
     shadow = Mirror(registry, name, command, mirror or MirrorSettings())
-    app = make_app(service, deployment, shadow, api_key=api_key, limits=limits)
+
+    def ask_registry() -> None:
+        for one in (*deployments, shadow):
+            one.wake()
+
+    app = make_app(
+        service,
+        deployment,
+        shadow,
+        api_key=api_key,
+        limits=limits,
+        webhook_secret=webhook_secret,
+        ask_registry=ask_registry,
+    )
     config = uvicorn.Config(
         app,
         http=bounded(connections or ConnectionLimits()),
