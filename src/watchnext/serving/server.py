@@ -106,8 +106,8 @@ def serve(
     shadow = Mirror(registry, name, command, mirror or MirrorSettings())
 
     def ask_registry() -> None:
-        for one in (*deployments, shadow):
-            one.wake()
+        for wake in [shadow.wake, *(one.wake for one in deployments)]:
+            wake()
 
     app = make_app(
         service,
