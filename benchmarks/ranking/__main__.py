@@ -9,8 +9,9 @@ import argparse
 import datetime as dt
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,11 @@ from benchmarks.ranking.folds import Rows
 from watchnext import config
 from watchnext.console import say
 from watchnext.evaluation.intervals import PerUser, paired_change
+from watchnext.stages import train_ranking
 
 NAME = tuning.OURS
+LEAST_USERS = 50
+"""With a clicked impression in a slice, for its intervals to say something."""
 SLOWEST_FIRST = (NAME, "dcn_v2", "logistic_regression", "lightgbm_lambdarank")
 
 
@@ -88,6 +92,13 @@ def benchmark(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
     }
     results = {name: json.loads((work / name / "result.json").read_text()) for name in commands}
     measured = {name: measure.metrics(scores[name], rows) for name in commands}
+    compared = compare(scores, rows)
+    settings = config.load_section("train_ranking", train_ranking.Params).model_dump()
+    settings |= results[NAME]["chosen"]["config"]
+    slices = {
+        name: np.concatenate([which[examples.day == np.datetime64(day)] for day in tests])
+        for name, which in examples.slices.items()
+    }
     return {
         "benchmark": "ranking",
         "source": examples.source,
@@ -98,11 +109,13 @@ def benchmark(arguments: argparse.Namespace, work: Path) -> dict[str, object]:
         "impressions": sum(len(one) for one in rows),
         "users": len(np.unique(np.concatenate([one.users for one in rows]))),
         **leak,
-        **compare(scores, rows),
+        **compared,
         **speed,
+        "slices": by_slice(scores, rows, slices, str(compared["best_peer"])),
         "models": {
             name: {
                 **measured[name],
+                "estimates": estimates(scores[name], rows, settings if name == NAME else None),
                 "by_day": [
                     measure.pooled_loss([one], [day]) for one, day in zip(scores[name], rows, strict=True)
                 ],
@@ -169,6 +182,70 @@ def compare(scores: dict[str, list[np.ndarray]], rows: Sequence[Rows]) -> dict[s
         "ratio_loss_low": 1.0 + change.low,
         "ratio_loss_high": 1.0 + change.high,
     }
+
+
+def estimates(
+    scores: Sequence[np.ndarray], rows: Sequence[Rows], settings: Mapping[str, Any] | None
+) -> dict[str, dict[str, float]]:
+    """A model's metrics on the test days, each with its 95 % interval over users.
+
+    Args:
+        scores: of each day.
+        rows: of each day.
+        settings: that a model of watch-time odds was trained with; None: a score is no more than a score.
+    """
+    judged = measure.Judged(scores, rows)
+    users = np.concatenate([one.users for one in rows])
+    statistics = {
+        "weighted_pairwise_loss": judged.weighted_pairwise_loss,
+        "auc": judged.auc,
+        "xauc": judged.xauc,
+        **(measure.of_odds(judged, settings) if settings is not None else {}),
+    }
+    return {name: measure.estimate(statistic, users) for name, statistic in statistics.items()}
+
+
+def by_slice(
+    scores: Mapping[str, Sequence[np.ndarray]],
+    rows: Sequence[Rows],
+    slices: Mapping[str, np.ndarray],
+    best_peer: str,
+) -> dict[str, dict[str, Any]]:
+    """Ours and the best peer in parts of the test days.
+
+    Args:
+        scores: of each model on each day.
+        rows: of each day.
+        slices: name -> bool [rows of all days].
+        best_peer: whom ours is compared with.
+
+    Returns:
+        For each slice its impressions, and with 95 % intervals over users `weighted_pairwise_loss` and `auc` of ours, and
+        `ratio_loss`, ours over the peer's, paired. A slice of fewer than LEAST_USERS users with a click is left out.
+    """
+    ours, peer = (measure.Judged(scores[name], rows) for name in (NAME, best_peer))
+    users = np.concatenate([one.users for one in rows])
+    found: dict[str, dict[str, Any]] = {}
+    for name, of in slices.items():
+        if len(np.unique(users[of & (ours.total_s > 0)])) < LEAST_USERS:
+            continue
+        statistics = {
+            "weighted_pairwise_loss": lambda which, of=of: ours.weighted_pairwise_loss(which & of),
+            "auc": lambda which, of=of: ours.auc(which & of),
+        }
+        # The logarithm of a ratio has an even spread where the ratio of two small losses has not.
+        log_ratio = measure.estimate(
+            lambda which, of=of: float(
+                np.log(ours.weighted_pairwise_loss(which & of) / peer.weighted_pairwise_loss(which & of))
+            ),
+            users,
+        )
+        found[name] = {
+            "impressions": int(of.sum()),
+            **{one: measure.estimate(statistic, users) for one, statistic in statistics.items()},
+            "ratio_loss": {end: float(np.exp(value)) for end, value in log_ratio.items()},
+        }
+    return found
 
 
 def main() -> int:

@@ -11,7 +11,13 @@ from benchmarks.ranking.folds import Fold, Input, Rows
 from watchnext import config
 from watchnext.data.split import SplitDays, rows_per_day, whole_days
 from watchnext.engine import EngineParams, connect
-from watchnext.evaluation.offline import REQUEST, group_impressions, hold_openings, hold_query_side
+from watchnext.evaluation.offline import (
+    REQUEST,
+    group_impressions,
+    hold_openings,
+    hold_query_side,
+    impression_slices,
+)
 from watchnext.features.batches import Encoder, FeatureSpec, read_examples
 from watchnext.features.history import read_logs
 from watchnext.stages import featurize
@@ -37,6 +43,7 @@ class Examples:
         group_kind: `request`, or `user_surface_day`, see `evaluation.offline.group_impressions`.
         live: inputs as of each impression.
         held: inputs with all that depends on the user as of the first impression of the group.
+        slices: name -> bool [rows of all days], by what was known before each impression.
     """
 
     def __init__(self, tables: Path, work: Path, seed: int) -> None:
@@ -74,6 +81,7 @@ class Examples:
         self.day = local.cast(pa.date32()).to_numpy()
         self.groups, self.group_kind = group_impressions(table, zone)
         self.users = table["user_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        self.slices = impression_slices(table)
         self.clicked = table["clicked"].to_numpy().astype(bool)
         watched_s = pc.fill_null(table["watch_time_s"], 0.0).to_numpy()
         self.watch_time_s = np.where(self.clicked, watched_s, 0.0)

@@ -43,6 +43,16 @@ def test_the_last_line_is_one_json_object_with_losses_their_ratio_and_times(proj
         assert 0.4 < model["auc"] < 1
         # The loss of several days is between those of each.
         assert min(model["by_day"]) <= model["weighted_pairwise_loss"] <= max(model["by_day"])
+        assert {"weighted_pairwise_loss", "auc", "xauc"} <= set(model["estimates"])
+        for name in ("weighted_pairwise_loss", "auc"):
+            found = model["estimates"][name]
+            assert found["value"] == pytest.approx(model[name])
+            assert found["low"] < found["value"] < found["high"]
+    ours = result["models"]["watchnext"]["estimates"]
+    assert ours["weighted_log_loss"]["value"] > 0
+    assert ours["watch_time_mae_s"]["value"] > 0
+    assert "fresh_videos" in result["slices"]
+    assert any(name.startswith("surface_") for name in result["slices"])
     losses = {name: model["weighted_pairwise_loss"] for name, model in result["models"].items()}
     assert result["best_peer"] == PEER
     assert result["ratio_loss"] == pytest.approx(losses["watchnext"] / losses[PEER])
