@@ -17,18 +17,24 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from watchnext.errors import InputError
-from watchnext.features.history import Id
+from watchnext.features.history import Id, to_microseconds
 from watchnext.features.ranking_features import (
     Feature,
     RequestContext,
     VideoStatistics,
     evaluate_request,
 )
-from watchnext.recommend.recommender import VideoTable
+from watchnext.features.retrieval_examples import inputs_named
+from watchnext.models.candidate_sources import Popularity, utc_day
+from watchnext.models.nominations import Scorer, nominations
+from watchnext.recommend.recommender import VideoTable, as_sources_see, popularity_of
 from watchnext.recommend.state import UserStates
 
 TOLERANCE = 1e-6
 """Of numbers with a fraction, relative to the stored value and never below this; ids, strings and counts are exact."""
+
+PRODUCT_TOLERANCE = 1e-5
+"""The same of scores of candidate generation, which are sums of float32 products: a batch adds them up in another order."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,14 @@ def compare_features(
     day: datetime.date,
     features: Sequence[Feature],
     most_requests: int,
+    scorer: Scorer | None = None,
 ) -> Parity:
     """Ask the requests of a day again, and compare with its stored examples.
+
+    With candidate generation given, what it says of each impression is compared as well: as the stage nominate asks it, for
+    all requests of the day at once from the table of requests, and as a server does, for one request from the user's state.
+    Both ask the same models, since that is what a bundle holds; what the ranker was trained on comes from models of earlier
+    days, which `evaluation.candidates.score_drift` compares with them.
 
     Args:
         tables: the validated tables.
@@ -83,6 +95,7 @@ def compare_features(
         day: that the split consists of.
         features: which to compare; those of training alone are not, since nobody asks for them.
         most_requests: so many requests at most, evenly spaced over the day.
+        scorer: candidate generation; None: it is not compared.
 
     Raises:
         InputError: there are no examples, or the tables lack their impressions.
@@ -100,8 +113,13 @@ def compare_features(
     of_day = [("day", "=", day)]
     statistics = VideoStatistics.from_table(_read(features_dir / "video_statistics", of_day))
     expected = {feature.name: stored[feature.name].to_pylist() for feature in asked}
+    popularity: Popularity | None = None
+    if scorer is not None:
+        nominated = scorer.score(stored, features_dir, split)
+        expected |= {name: column.to_pylist() for name, column in nominated.items()}
+        inputs = inputs_named([spec.name for spec in scorer.encoder.retrieval_features])
 
-    found: dict[str, list[Mismatch]] = {feature.name: [] for feature in asked}
+    found: dict[str, list[Mismatch]] = {name: [] for name in expected}
     for request_id, places in pages.items():
         video_ids = [keys["video_id"][place] for place in places]
         first = logged[request_id, video_ids[0]]
@@ -123,28 +141,37 @@ def compare_features(
         served = evaluate_request(
             asked, states.history(user_id), request, [videos.facts(one) for one in video_ids], statistics
         )
-        for feature in asked:
-            values = served[feature.name].to_pylist()
+        if scorer is not None:
+            begins_at = utc_day(to_microseconds(request.at))
+            if popularity is None or popularity.begins_at != begins_at:
+                popularity = popularity_of(scorer.corpus, statistics, begins_at)
+            seen = as_sources_see(
+                states.history(user_id), request, inputs, scorer.encoder, scorer.query_tower, popularity
+            )
+            rows = scorer.corpus.rows(pa.array(video_ids, scorer.corpus.video_ids.type))
+            of = np.zeros(len(rows), np.int64)
+            served |= nominations(scorer.sources, scorer.quotas, seen, of, rows, scorer.corpus.known)
+        for name, stored_values in expected.items():
+            values = served[name].to_pylist()
+            tolerance = PRODUCT_TOLERANCE if scorer is not None and name in nominated else TOLERANCE
             for row, place in enumerate(places):
                 value = values[row if len(values) > 1 else 0]
-                if not _same(expected[feature.name][place], value):
-                    found[feature.name].append(
-                        Mismatch(
-                            feature.name, request_id, video_ids[row], expected[feature.name][place], value
-                        )
+                if not _same(stored_values[place], value, tolerance):
+                    found[name].append(
+                        Mismatch(name, request_id, video_ids[row], stored_values[place], value)
                     )
     mismatches = tuple(one for those in found.values() for one in those)
-    return Parity(len(pages), stored.num_rows * len(asked), mismatches)
+    return Parity(len(pages), stored.num_rows * len(expected), mismatches)
 
 
-def _same(stored: Any, served: Any) -> bool:
+def _same(stored: Any, served: Any, tolerance: float) -> bool:
     stored, served = (None if value != value else value for value in (stored, served))
     if not isinstance(stored, float) or not isinstance(served, float):
         return bool(stored == served)
     if stored == served:
         return True
     is_count = stored.is_integer() and served.is_integer()
-    return not is_count and math.isclose(stored, served, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return not is_count and math.isclose(stored, served, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def _examples(directory: Path, features: Sequence[Feature], most_requests: int) -> pa.Table:

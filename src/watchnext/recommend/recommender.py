@@ -36,7 +36,7 @@ from watchnext.features.ranking_features import (
     one_array,
     with_topic_codes,
 )
-from watchnext.features.retrieval_examples import inputs_named
+from watchnext.features.retrieval_examples import Input, inputs_named
 from watchnext.index.search import Searcher
 from watchnext.models.candidate_sources import (
     TOWER,
@@ -300,24 +300,21 @@ class Recommender:
 
     def requests(self, user: UserHistory, request: RequestContext, statistics: VideoStatistics) -> Requests:
         """One request as the sources see it, from what lies before it."""
-        specs = self.encoder.retrieval_features
-        columns = {one.spec.name: one.column(user, request) for one in self._inputs}
-        arrays = self.encoder.encode_retrieval(columns)
-        at = to_microseconds(request.at)
-        return Requests(
-            at=np.array([at]),
-            history=arrays["history"],
-            popularity=self._popular_on(statistics, utc_day(at)),
-            queries=self.query_tower(arrays)["embedding"],
-            personal=has_a_past(arrays, specs),
+        popularity = self._popular_on(statistics, utc_day(to_microseconds(request.at)))
+        return as_sources_see(
+            user,
+            request,
+            self._inputs,
+            self.encoder,
+            lambda arrays: self.query_tower(arrays)["embedding"],
+            popularity,
         )
 
     def _popular_on(self, statistics: VideoStatistics, begins_at: int) -> Popularity:
         """The popularity of a day, kept until another is asked for: it is the same for every request of the day."""
         kept = self._popularity
         if kept is None or kept[0] is not statistics or kept[1] != begins_at:
-            watches = statistics.videos.of(self.corpus.video_ids)[:, COUNTS.index("completed_watches")]
-            popularity = Popularity(self.corpus, watches, statistics.covered_days, begins_at)
+            popularity = popularity_of(self.corpus, statistics, begins_at)
             # One assignment, so that a thread never sees half of it.
             self._popularity = kept = (statistics, begins_at, popularity)
         return kept[2]
@@ -440,6 +437,40 @@ class VideoTable:
         if place < 0:
             return VideoFacts(video_id)
         return VideoFacts(**{name: column[place].as_py() for name, column in self._table.items()})
+
+
+def as_sources_see(
+    user: UserHistory,
+    request: RequestContext,
+    inputs: Sequence[Input],
+    encoder: Encoder,
+    query_tower: Callable[[Arrays], npt.NDArray[np.float32]],
+    popularity: Popularity,
+) -> Requests:
+    """One request as the sources see it, from what lies before it in the user's history.
+
+    Args:
+        user: what the user did.
+        request: the request.
+        inputs: of the query tower.
+        encoder: that belongs to it.
+        query_tower: encoded requests -> query embeddings [1, D].
+        popularity: of the request's day.
+    """
+    arrays = encoder.encode_retrieval({one.spec.name: one.column(user, request) for one in inputs})
+    return Requests(
+        at=np.array([to_microseconds(request.at)]),
+        history=arrays["history"],
+        popularity=popularity,
+        queries=query_tower(arrays),
+        personal=has_a_past(arrays, encoder.retrieval_features),
+    )
+
+
+def popularity_of(corpus: Corpus, statistics: VideoStatistics, begins_at: int) -> Popularity:
+    """How popular each video is by the statistics of a day that begins at a microsecond."""
+    watches = statistics.videos.of(corpus.video_ids)[:, COUNTS.index("completed_watches")]
+    return Popularity(corpus, watches, statistics.covered_days, begins_at)
 
 
 def watched_videos(user: UserHistory, request: RequestContext) -> set[Id]:

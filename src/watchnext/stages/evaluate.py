@@ -116,6 +116,7 @@ def evaluate(
         day,
         features_named(encoder.manifest["inputs"]["ranking"]),
         params.parity_requests,
+        scorer,
     )
     if parity.mismatches:
         say(

@@ -1,5 +1,6 @@
 """What candidate generation tells the ranker: the same in the pipeline and in serving, and nothing of the day itself."""
 
+import dataclasses
 import datetime as dt
 import json
 import shutil
@@ -19,9 +20,10 @@ from watchnext.config import RecommendParams, SourceQuotas, TrainingParams
 from watchnext.errors import InputError
 from watchnext.evaluation.candidates import nominated_by, score_drift, stored_scorer
 from watchnext.features.batches import ADDED_INPUTS, OPENING, Encoder, read_examples
-from watchnext.features.ranking_features import RequestContext, VideoStatistics
+from watchnext.features.ranking_features import RequestContext, VideoStatistics, features_named
 from watchnext.models import nominations, score_blocks
 from watchnext.models.candidate_sources import SOURCES, read_corpus
+from watchnext.recommend.parity import Parity, compare_features
 from watchnext.recommend.recommender import Recommender
 from watchnext.recommend.state import UserStates
 from watchnext.stages.build_index import Params as IndexParams
@@ -229,6 +231,35 @@ def test_serving_makes_the_inputs_that_the_pipeline_makes(
                     compared += ours is not None
         assert np.isfinite(recommender.rank(history, request, videos, statistics)).all()
     assert compared > 400
+
+
+def test_parity_covers_what_candidate_generation_says(
+    parts: dict[str, Path], nominated: Path, world_tables: Path, world_features: Path
+) -> None:
+    """Every request of the gate day, from users' states. Then a server whose tower is off by a ten-thousandth."""
+    encoder = Encoder.load(world_features)
+    scorer = stored_scorer(
+        encoder, read_corpus(encoder, world_features), SETTINGS.sources.model_dump(), parts["retrieval"],
+        parts["index"], nominated / "tables",
+    )  # fmt: skip
+    features = features_named(encoder.manifest["inputs"]["ranking"])
+
+    def compared(served: nominations.Scorer) -> Parity:
+        return compare_features(world_tables, world_features, "gate", GATE_DAY, features, 1_000, served)
+
+    found = compared(scorer)
+    assert found.offenders() == []
+    assert found.requests == 40
+    shown = nominations.read_impressions(world_features, "gate").num_rows
+    stored = sum(not feature.training_only for feature in features)
+    assert found.values == shown * (stored + len(nominations.FEATURES))
+
+    def drifted(arrays: Any) -> Any:
+        queries = scorer.query_tower(arrays)
+        return queries * np.float32(1.0001) if len(queries) == 1 else queries
+
+    off = compared(dataclasses.replace(scorer, query_tower=drifted))
+    assert {name for name, _, _ in off.offenders()} == {"retrieval_score"}
 
 
 def test_where_requests_are_no_pages_scores_of_the_opening_are_kept_too(
