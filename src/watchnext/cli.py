@@ -337,6 +337,12 @@ def serve(
     share: Annotated[
         float, typer.Option(help="Share of users who see the challenger.", min=0.0, max=1.0)
     ] = 0.1,
+    stale_after_days: Annotated[
+        float, typer.Option(help="A champion whose training days ended longer ago says so.", min=0.0)
+    ] = 7.0,
+    settle_s: Annotated[
+        float, typer.Option(help="After so long a page is compared with what was expected of it.", min=0.0)
+    ] = 3600.0,
 ) -> None:
     """Answer requests by the champion, and follow the registry from one to the next, until Ctrl-C or SIGTERM.
 
@@ -345,6 +351,7 @@ def serve(
     from watchnext.registry import Registry
     from watchnext.serving.app import Limits
     from watchnext.serving.mirror import MirrorSettings
+    from watchnext.serving.monitoring import MonitorSettings
     from watchnext.serving.server import API_KEY_VARIABLE
     from watchnext.serving.server import serve as run
     from watchnext.serving.webhook import SECRET_VARIABLE
@@ -363,6 +370,7 @@ def serve(
         explore=explore,
         experiment=experiment,
         experiment_share=share,
+        monitoring=MonitorSettings(stale_after_days=stale_after_days, settle_s=settle_s),
     )
 
 

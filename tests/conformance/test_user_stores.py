@@ -187,6 +187,22 @@ def test_a_walk_finds_every_user_once(store: UserStore) -> None:
     assert all({event.user_id for event in of_user} == {user} for user, of_user in found.items())
 
 
+def test_what_became_of_videos_is_told_since_a_revision(
+    store: UserStore, reopen: Callable[[], UserStore]
+) -> None:
+    assert store.videos_since(0) == (0, {})
+    store.put_videos({"7": "null", "ü": '{"topics":[]}'})
+    first, all_of_them = reopen().videos_since(0)
+    assert all_of_them == {"7": "null", "ü": '{"topics":[]}'}
+    assert store.videos_since(first) == (first, {})
+    store.put_videos({"7": "{}"})
+    second, since = store.videos_since(first)
+    assert second > first
+    assert since["7"] == "{}"
+    assert store.videos_since(0)[1] == {"7": "{}", "ü": '{"topics":[]}'}
+    assert list(store.walk()) == []
+
+
 def test_facts_are_replaced(store: UserStore, reopen: Callable[[], UserStore]) -> None:
     one = UserFacts("de", 31.5, None, {"plan": "family", "campaign": None})
     store.put_facts({"7": one, "8": UserFacts(region="fr")})

@@ -42,6 +42,7 @@ FRESH_DAYS = 7.0
 _PRIOR_DAYS = 1.0
 _DAY_US = 86_400_000_000
 _ALWAYS = np.iinfo(np.int64).min
+_NEVER = np.iinfo(np.int64).max
 
 Ints = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
@@ -57,11 +58,14 @@ class Corpus:
         known: V, the videos of the vocabulary; row r < V is vocabulary index r + 1.
         ids: looks them up; row r is its index r + 1.
         channels: int32 [num_videos], a number per channel; -1: none.
-        uploaded: int64 [num_videos] microseconds; the smallest integer where unknown.
+        uploaded: int64 [num_videos] microseconds; the smallest integer where unknown, the largest of what was taken down.
     """
 
-    def __init__(self, vocabulary: Vocabulary, videos: pa.Table) -> None:
-        """`videos` is the table of that name: video_id and, where the logs have them, channel_id, uploaded_at."""
+    def __init__(self, vocabulary: Vocabulary, videos: pa.Table, taken_down: pa.Array | None = None) -> None:
+        """A corpus of what was uploaded and, but for `taken_down`, still is there.
+
+        `videos` is the table of that name: video_id and, where the logs have them, channel_id, uploaded_at.
+        """
         ids = videos["video_id"].combine_chunks().cast(vocabulary.tokens.type)
         others = ids.filter(pa.array(vocabulary.lookup(ids) == 0))
         self.video_ids = pa.concat_arrays([vocabulary.tokens, others.sort()])
@@ -76,6 +80,10 @@ class Corpus:
         if "uploaded_at" in videos.column_names:
             at = videos["uploaded_at"].combine_chunks().cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
             self.uploaded[rows] = pc.fill_null(at, _ALWAYS).to_numpy(zero_copy_only=False)
+        if taken_down is not None:
+            gone = self.rows(taken_down)
+            # No request is as late as this, so no source ever names them.
+            self.uploaded[gone[gone >= 0]] = _NEVER
 
     def __len__(self) -> int:
         return len(self.video_ids)

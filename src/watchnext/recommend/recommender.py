@@ -8,13 +8,14 @@ history -> candidates of every source: the query tower through the index, and th
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from watchnext.bundle import Bundle
@@ -208,6 +209,49 @@ class Recommender:
         self._duration_s = self.videos.duration_s(self._places)
 
     @property
+    def video_schema(self) -> pa.Schema:
+        """Columns of the bundle's table of videos."""
+        return pq.read_schema(min((self.bundle.features / "videos").glob("part-*.parquet")))
+
+    def with_catalogue(self, added: Sequence[Mapping[str, Any]], taken_down: Collection[Id]) -> "Recommender":
+        """The same models over a catalogue that has changed since the bundle was made. Takes as long as reading its videos.
+
+        What is new has no embedding, so the tower cannot name it: it is a candidate while it is fresh, and is ranked by
+        its facts. What was taken down is no candidate of any source.
+
+        Args:
+            added: facts of new videos by column of `videos`, `uploaded_at` in microseconds; those that the bundle has
+                stay as they are there.
+            taken_down: ids, of the type that ids of the bundle have; others are left out.
+        """
+        table = _read(self.bundle.features / "videos")
+        ids = pa.array([row["video_id"] for row in added], table.schema.field("video_id").type)
+        there = pc.is_in(ids, table["video_id"]).to_pylist()
+        new = [row for row, is_there in zip(added, there, strict=True) if not is_there]
+        columns = {}
+        for name, kind in zip(table.schema.names, table.schema.types, strict=True):
+            values = [row.get(name) for row in new]
+            given = (
+                pa.array(values, pa.timestamp("us", tz="UTC"))
+                if name.endswith("_at")
+                else pa.array(values, kind)
+            )
+            columns[name] = given.cast(kind)
+        table = pa.concat_tables([table, pa.table(columns, table.schema)])
+        corpus = Corpus(self.encoder.vocabularies["video"], table, _ids(taken_down, self.corpus))
+        embeddings = np.load(
+            self.bundle.index / "candidate_embeddings.npy", mmap_mode="r", allow_pickle=False
+        )
+        rows = corpus.rows(_read_rows(self.bundle.index / "rows.arrow"))
+        tower = Tower(corpus, self.searcher.search, embeddings, rows)
+        return replace(
+            self,
+            corpus=corpus,
+            sources=load_sources(corpus, tower, self.bundle.sources),
+            videos=VideoTable(table),
+        )
+
+    @property
     def row_to_video(self) -> Sequence[Id]:
         """Every video that can be recommended, those of the vocabulary first."""
         return self.corpus.row_to_video
@@ -327,11 +371,21 @@ class Recommender:
         statistics: VideoStatistics | None = None,
     ) -> npt.NDArray[np.float64]:
         """Expected watch time in seconds of each of `video_ids`, [N], for this user at this request."""
+        arrays = self.inputs(user, request, video_ids, statistics)
+        return self.ranker(arrays)["expected_watch_time_s"].astype(np.float64)
+
+    def inputs(
+        self,
+        user: UserHistory,
+        request: RequestContext,
+        video_ids: Sequence[Id],
+        statistics: VideoStatistics | None = None,
+    ) -> Arrays:
+        """What the ranker is asked about `video_ids`, for this user at this request."""
         statistics = statistics if statistics is not None else self.statistics
         rows = self.corpus.rows(_ids(video_ids, self.corpus))
         asked = self.requests(user, request, statistics) if self._nominated else None
-        arrays = self._inputs_of(user, request, rows, video_ids, statistics, asked)
-        return self.ranker(arrays)["expected_watch_time_s"].astype(np.float64)
+        return self._inputs_of(user, request, rows, video_ids, statistics, asked)
 
     def _inputs_of(
         self,

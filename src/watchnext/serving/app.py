@@ -28,10 +28,12 @@ from watchnext import __version__
 from watchnext.errors import InputError
 from watchnext.features.history import to_microseconds
 from watchnext.serving import messages, webhook
+from watchnext.serving.catalogue import to_keep
 from watchnext.serving.deployment import Deployment
 from watchnext.serving.events import Event, EventTable
 from watchnext.serving.metrics import Metrics
 from watchnext.serving.mirror import Mirror
+from watchnext.serving.monitoring import Monitor
 from watchnext.serving.service import Answer, NoChampionError, Served, Service, check_video_id
 from watchnext.serving.user_store import StoreUnavailableError
 
@@ -76,6 +78,7 @@ def make_app(
     limits: Limits | None = None,
     webhook_secret: str | None = None,
     ask_registry: Callable[[], None] = lambda: None,
+    monitor: Monitor | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -87,9 +90,11 @@ def make_app(
         limits: what is taken on at once.
         webhook_secret: by which the registry signs that something has changed; None: it does not say so.
         ask_registry: called when it does.
+        monitor: is told of what was shown and watched.
     """
     limits = limits or Limits()
-    metrics = Metrics(service, deployment, mirror)
+    monitor = monitor or Monitor(service)
+    metrics = Metrics(service, deployment, mirror, monitor)
     desk = _Desk(limits)
 
     @contextlib.asynccontextmanager
@@ -146,6 +151,8 @@ def make_app(
             took_ms = sum(answered.step_ms.values())
             context = body.context.model_dump(exclude_none=True)
             mirror.offer(answered, took_ms, body.how_many, body.exclude, context)
+        if body.record:
+            monitor.shown(answered, body.context.model_dump())
         metrics.answered(answered)
         request.state.told = {
             "slate": answered.request_id,
@@ -164,15 +171,37 @@ def make_app(
             if served is None:
                 raise NoChampionError
             # Each has an instant of its own, so that a batch without instants keeps its order.
-            return service.add(
-                [_event(one, place, service.now(), served) for place, one in enumerate(body.events)]
-            )
+            given = [_event(one, place, service.now(), served) for place, one in enumerate(body.events)]
+            new = service.add(given)
+            monitor.watched(given, new)
+            return new
 
         new = await desk.run(add)
         accepted, duplicates = sum(new), len(new) - sum(new)
         metrics.took_events(accepted, duplicates)
         request.state.told = {"accepted": accepted, "duplicates": duplicates}
         return JSONResponse({"accepted": accepted, "duplicates": duplicates})
+
+    @app.post("/v1/videos", response_model=messages.VideosResponse, dependencies=guarded)
+    async def videos(body: messages.VideosRequest, request: Request) -> Response:
+        """Videos that were uploaded or taken down: kept once this answers 200, in slates a few seconds later."""
+
+        def put() -> None:
+            served = service.champion
+            if served is None:
+                raise NoChampionError
+            now = service.now()
+            added = []
+            for place, one in enumerate(body.added):
+                uploaded_at = _instant(one.uploaded_at, now, f"added.{place}.uploaded_at")
+                video_id = check_video_id(served, one.video_id)
+                added.append({**one.model_dump(), "video_id": video_id, "uploaded_at": uploaded_at})
+            gone = [check_video_id(served, one) for one in body.taken_down]
+            service.store.put_videos(to_keep(added, gone, served))
+
+        await desk.run(put)
+        request.state.told = {"added": len(body.added), "taken_down": len(body.taken_down)}
+        return JSONResponse(request.state.told)
 
     @app.post("/v1/compare", response_model=messages.CompareResponse, dependencies=guarded)
     async def compare(body: messages.CompareRequest) -> Response:
@@ -213,7 +242,7 @@ def make_app(
         """The version that answers, versions that were refused, and whether the registry can be reached."""
         served = service.champion
         return messages.ModelsResponse(
-            champion=None if served is None else _served_model(served),
+            champion=None if served is None else _served_model(served, monitor),
             refused=[
                 messages.Refused(version=one.version.number, reason=one.reason, at=_utc(one.at))
                 for one in list(deployment.refusals.values())
@@ -222,6 +251,7 @@ def make_app(
             registry_trouble=deployment.trouble,
             swaps=deployment.swaps,
             shadow=messages.Shadow(**mirror.told()),
+            catalogue=messages.Catalogue(**service.catalogue.told()),
             experiment=(
                 None if service.experiment is None else messages.Experiment(**service.experiment.told())
             ),
@@ -487,7 +517,7 @@ def _utc(timestamp: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(timestamp, datetime.UTC)
 
 
-def _served_model(served: Served) -> messages.ServedModel:
+def _served_model(served: Served, monitor: Monitor) -> messages.ServedModel:
     bundle = served.recommender.bundle
     return messages.ServedModel(
         name=served.version.name,
@@ -496,6 +526,8 @@ def _served_model(served: Served) -> messages.ServedModel:
         source=bundle.source,
         trained_until_at=bundle.trained_until_at,
         since_at=_utc(served.since_at),
+        age_days=monitor.age_days(served),
+        is_stale=monitor.is_stale(served),
     )
 
 

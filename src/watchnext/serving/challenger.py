@@ -27,6 +27,7 @@ log = logging.getLogger("watchnext.serving")
 
 _NICENESS = 10
 _TICK_S = 1.0
+_CATALOGUE_POLL_S = 2.0
 _UNUSABLE = 3
 """Exit status of a version that cannot be loaded."""
 
@@ -47,8 +48,16 @@ def main(root: Path, name: str, number: int, directory: Path) -> int:
         return _UNUSABLE
     users = open_store(os.environ[STORE_VARIABLE])
     shadow_log = ShadowLog(directory, integer_video_ids=served.integer_video_ids)
+    service = Service(users)
+
+    def show(one: Served | None) -> None:
+        service.champion = one
+
+    service.catalogue.following(show)(served)
+    service.catalogue.start(_CATALOGUE_POLL_S)
     _say(out, kind="ready")
-    answer_all(sys.stdin.buffer, out, Service(users, served), shadow_log)
+    answer_all(sys.stdin.buffer, out, service, shadow_log)
+    service.catalogue.stop()
     users.close()
     return 0
 

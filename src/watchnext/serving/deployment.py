@@ -57,7 +57,7 @@ class Deployment:
         name: registered model.
         role: the alias that is followed.
         retry_s: how long a refused version is left alone: its files may have been restored since.
-        swap: takes a version that is ready to answer, in place of the one before.
+        swap: takes a version that is ready to answer, in place of the one before; one that it fails for is refused.
         withdraw: called when no version has the role any more; None: the one before stays.
 
     Attributes:
@@ -127,12 +127,11 @@ class Deployment:
         log.info("loading", extra={"version": wanted.number, "role": self.role})
         began = time.perf_counter()
         try:
-            served = Served(wanted, warmed_up(Recommender.open(self.versions.bundle(wanted))))
+            self._swap(Served(wanted, warmed_up(Recommender.open(self.versions.bundle(wanted)))))
         except Exception as error:  # noqa: BLE001 - whatever it is, this version cannot answer
             self.refusals[wanted.number] = Refusal(wanted, str(error) or repr(error), time.time())
             log.error("refused", extra={"version": wanted.number, "role": self.role, "error": str(error)})
             return False
-        self._swap(served)
         before, self.served = self.served, wanted
         self.swaps += 1
         self.refusals.clear()

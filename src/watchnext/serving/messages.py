@@ -130,6 +130,31 @@ class EventsResponse(BaseModel):
     duplicates: int = Field(description="events whose id the user already had; nothing changed")
 
 
+class NewVideo(_Incoming):
+    """A video that was uploaded. Facts of videos that a model was trained with stay as they are there."""
+
+    video_id: GivenId
+    channel_id: GivenId | None = None
+    topics: Annotated[list[_Label], Field(max_length=100)] | None = None
+    duration_s: Annotated[float, Field(ge=0.0, le=MAX_WATCH_TIME_S)] | None = None
+    uploaded_at: AwareDatetime | None = Field(None, description="without it, now")
+    language: _Label | None = None
+
+
+class VideosRequest(_Incoming):
+    """Videos that came and went. What is told last of a video counts."""
+
+    added: Annotated[list[NewVideo], Field(max_length=MAX_EVENTS)] = []
+    taken_down: Annotated[list[GivenId], Field(max_length=MAX_EVENTS)] = []
+
+
+class VideosResponse(BaseModel):
+    """It is kept, and reaches slates when the server has next looked."""
+
+    added: int
+    taken_down: int
+
+
 class Model(BaseModel):
     """A version of the registered model."""
 
@@ -207,6 +232,8 @@ class ServedModel(Model):
     source: str
     trained_until_at: datetime.datetime
     since_at: datetime.datetime = Field(description="since when this server serves it")
+    age_days: float = Field(description="since the end of its training days")
+    is_stale: bool = Field(description="older than the server was told that it should get")
 
 
 class Refused(BaseModel):
@@ -231,6 +258,14 @@ class Shadow(BaseModel):
     starts: int = Field(description="processes that were started")
 
 
+class Catalogue(BaseModel):
+    """What became of videos since models were made, as it is served."""
+
+    revision: int = Field(description="grows with every change that was told")
+    added: int
+    taken_down: int
+
+
 class Experiment(BaseModel):
     """The live experiment; users and failures since this server started."""
 
@@ -253,6 +288,7 @@ class ModelsResponse(BaseModel):
     registry_trouble: str = Field(description="what is wrong with it, or with what it says; empty if nothing")
     swaps: int
     shadow: Shadow
+    catalogue: Catalogue
     experiment: Experiment | None = Field(description="null where the server was started without one")
 
 

@@ -5,6 +5,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from watchnext.serving.deployment import Deployment
 from watchnext.serving.mirror import Mirror
+from watchnext.serving.monitoring import Monitor
 from watchnext.serving.service import Answer, Service
 
 _LATENCY_BUCKETS_S = (0.001, 0.002, 0.004, 0.006, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -15,8 +16,9 @@ class Metrics:
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, service: Service, deployment: Deployment, mirror: Mirror) -> None:
+    def __init__(self, service: Service, deployment: Deployment, mirror: Mirror, monitor: Monitor) -> None:
         self._service = service
+        self._monitor = monitor
         self._deployment = deployment
         self._mirror = mirror
         self._registry = CollectorRegistry()
@@ -60,6 +62,35 @@ class Metrics:
         self._trained_until = Gauge(
             "watchnext_champion_trained_until_seconds",
             "end of its training days, seconds since 1970",
+            registry=self._registry,
+        )
+        self._stale = Gauge(
+            "watchnext_champion_is_stale",
+            "1: its training days ended longer ago than the server was told that they should",
+            registry=self._registry,
+        )
+        self._watch_time = Gauge(
+            "watchnext_settled_watch_time_seconds",
+            "watch time of settled pages since the server started, as expected and as observed, by version",
+            ("version", "which"),
+            registry=self._registry,
+        )
+        self._drift = Gauge(
+            "watchnext_input_drift",
+            "largest difference of the distributions of a continuous input, shown lately and in training",
+            ("version", "input"),
+            registry=self._registry,
+        )
+        self._unknown = Gauge(
+            "watchnext_input_unknown_share",
+            "share of values of a categorical input, of videos shown lately, that the training did not know",
+            ("version", "input"),
+            registry=self._registry,
+        )
+        self._drift_slates = Gauge(
+            "watchnext_input_drift_slates",
+            "slates whose inputs were looked at since the server started",
+            ("version",),
             registry=self._registry,
         )
         self._swaps = Gauge(
@@ -129,6 +160,16 @@ class Metrics:
         self._version.set(0 if served is None else served.version.number)
         if served is not None:
             self._trained_until.set(served.recommender.bundle.trained_until_at.timestamp())
+            self._stale.set(self._monitor.is_stale(served))
+        for version, (expected_s, observed_s) in self._monitor.calibration().items():
+            self._watch_time.labels(str(version), "expected").set(expected_s)
+            self._watch_time.labels(str(version), "observed").set(observed_s)
+        for version, drift in self._monitor.drift().items():
+            self._drift_slates.labels(str(version)).set(drift.slates)
+            for name, distance in drift.distances().items():
+                self._drift.labels(str(version), name).set(distance)
+            for name, share in drift.unknown_shares().items():
+                self._unknown.labels(str(version), name).set(share)
         self._swaps.set(self._deployment.swaps)
         self._refused.set(len(self._deployment.refusals))
         self._reachable.set(bool(self._deployment.reachable))

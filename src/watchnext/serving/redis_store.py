@@ -14,6 +14,8 @@ log = logging.getLogger("watchnext.serving")
 
 _EVENTS = "watchnext:events:"
 _FACTS = "watchnext:facts:"
+_VIDEOS = "watchnext:videos"
+_REVISION = "watchnext:videos:revision"
 _TIMEOUT_S = 1.0
 
 
@@ -106,6 +108,22 @@ class RedisUserStore:
             events = self.events(key.decode().removeprefix(_EVENTS))
             if events:
                 yield events
+
+    def put_videos(self, videos: Mapping[str, str]) -> None:
+        if videos:
+            with self._patience.asked(), self._client.pipeline(transaction=True) as pipeline:
+                pipeline.hset(_VIDEOS, mapping=dict(videos))
+                pipeline.incr(_REVISION)
+                pipeline.execute()
+
+    def videos_since(self, revision: int) -> tuple[int, dict[str, str]]:
+        with self._patience.asked():
+            now = int(self._client.get(_REVISION) or 0)
+            if now == revision:
+                return now, {}
+            # All of them: what has not changed is there already. What comes between the two calls comes again.
+            kept = self._client.hgetall(_VIDEOS)
+        return now, {video_id.decode(): text.decode() for video_id, text in kept.items()}
 
     def close(self) -> None:
         self._client.close()

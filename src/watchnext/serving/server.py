@@ -19,6 +19,7 @@ from watchnext.serving.experiment import Experiment
 from watchnext.serving.exploration import Exploration
 from watchnext.serving.json_lines import log_as_json
 from watchnext.serving.mirror import Command, Mirror, MirrorSettings
+from watchnext.serving.monitoring import Monitor, MonitorSettings
 from watchnext.serving.service import Served, Service
 from watchnext.serving.stores import open_store
 from watchnext.serving.webhook import SECRET_VARIABLE
@@ -46,6 +47,7 @@ def serve(
     explore: float = 0.0,
     experiment: str | None = None,
     experiment_share: float = 0.1,
+    monitoring: MonitorSettings | None = None,
 ) -> None:
     """Answer requests until SIGTERM or SIGINT; requests that were taken are then answered still.
 
@@ -64,6 +66,7 @@ def serve(
         explore: share of the slates that are drawn, see `serving.exploration`.
         experiment: how users see the challenger, see `serving.experiment`; None: not at all.
         experiment_share: of users who see it.
+        monitoring: what is noticed of models while they answer.
 
     Raises:
         InputError: the address is not loopback and there is no API key, is taken, or the user state cannot be opened.
@@ -91,17 +94,18 @@ def serve(
     users = open_store(store)
     service = Service(users, exploration=exploration, experiment=live)
 
-    def swap(served: Served) -> None:
+    def swap(served: Served | None) -> None:
         service.champion = served
 
     registry = Registry.open(root)
-    deployments = [deployment := Deployment(registry, name, swap)]
+    deployments = [deployment := Deployment(registry, name, service.catalogue.following(swap))]
     if live is not None:
 
         def show(challenger: Served | None) -> None:
             live.challenger = challenger
 
-        deployments.append(Deployment(registry, name, show, role="challenger", withdraw=lambda: show(None)))
+        put = service.catalogue.following(show)
+        deployments.append(Deployment(registry, name, put, role="challenger", withdraw=lambda: put(None)))
     command = Command(root, name, store, root / "state" / "shadow")
     shadow = Mirror(registry, name, command, mirror or MirrorSettings())
 
@@ -109,6 +113,7 @@ def serve(
         for wake in [shadow.wake, *(one.wake for one in deployments)]:
             wake()
 
+    monitor = Monitor(service, monitoring)
     app = make_app(
         service,
         deployment,
@@ -117,6 +122,7 @@ def serve(
         limits=limits,
         webhook_secret=webhook_secret,
         ask_registry=ask_registry,
+        monitor=monitor,
     )
     config = uvicorn.Config(
         app,
@@ -134,11 +140,15 @@ def serve(
         signal.signal(ending, lambda *_: None)
     for one in deployments:
         one.start(poll_s)
+    service.catalogue.start(poll_s)
+    monitor.start()
     shadow.start(poll_s)
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         shadow.stop()
+        monitor.stop()
+        service.catalogue.stop()
         for one in deployments:
             one.stop()
         users.close()

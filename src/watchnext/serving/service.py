@@ -19,6 +19,7 @@ from watchnext.features.ranking_features import RequestContext
 from watchnext.recommend.recommender import Recommender, Slate, StopWatch
 from watchnext.recommend.state import UserFacts
 from watchnext.registry import ROLES, Registry, Role
+from watchnext.serving.catalogue import Catalogue
 from watchnext.serving.events import Event, history_of, id_of
 from watchnext.serving.experiment import Arm, Experiment, Exposure, team_draft
 from watchnext.serving.exploration import Draw, Exploration
@@ -66,6 +67,15 @@ class Answer:
         return not self.is_drawn and (self.exposure is None or self.exposure.arm == "champion")
 
     @property
+    def versions(self) -> list[int]:
+        """Number of the version that each place is from."""
+        own = self.served.version.number
+        if self.teams is None or self.exposure is None:
+            return [own] * len(self.slate.videos)
+        other = self.exposure.challenger.version.number
+        return [own if team == "champion" else other for team in self.teams]
+
+    @property
     def arm(self) -> str | None:
         """The user's side of the experiment: champion, challenger, or interleaved."""
         return None if self.exposure is None else self.exposure.arm or "interleaved"
@@ -85,6 +95,7 @@ class Service:
 
     Attributes:
         champion: the version that answers; replaced as a whole, between two requests.
+        catalogue: what became of videos since.
     """
 
     def __init__(
@@ -95,6 +106,7 @@ class Service:
         experiment: Experiment | None = None,
     ) -> None:
         self.store = store
+        self.catalogue = Catalogue(store)
         self.experiment = experiment
         self._exploration = exploration or Exploration(0.0)
         self.champion = champion
@@ -246,7 +258,9 @@ def load(uri: str, root: Path, store: str) -> Service:
             f"{match[1]} has no {match[2]}", where=registry.registry_uri, remedy="`watchnext status`"
         )
     served = Served(version, Recommender.open(registry.bundle(version)))
-    return Service(open_store(store), served)
+    service = Service(open_store(store))
+    service.champion = service.catalogue.apply(served)
+    return service
 
 
 def request_context(user_id: str, at: int, facts: UserFacts, context: Mapping[str, Any]) -> RequestContext:
@@ -268,12 +282,10 @@ def impressions_of(answer: Answer, request: RequestContext) -> list[Event]:
     experiment (`ExperimentId`) the slate was shown, in which arm, or of which team of an interleaved one the video is.
     """
     events = []
-    for position, video in enumerate(answer.slate.videos):
-        version, arm = answer.served.version.number, None
+    for position, (video, version) in enumerate(zip(answer.slate.videos, answer.versions, strict=True)):
+        arm = None
         if answer.exposure is not None:
             arm = answer.exposure.arm if answer.teams is None else answer.teams[position]
-            if answer.teams is not None and arm == "challenger":
-                version = answer.exposure.challenger.version.number
         row = {
             "request_id": answer.request_id,
             "video_id": video.video_id,

@@ -21,7 +21,9 @@ from watchnext.serving.events import Event
 
 _BUSY_TIMEOUT_S = 1.0
 _RETRY_S = 2.0
-_LAYOUT = 1
+_LAYOUT = 2
+_LAYOUTS = (1, 2)
+"""That are read; the first has no table of videos yet."""
 
 
 class StoreUnavailableError(Exception):
@@ -60,6 +62,12 @@ class UserStore(Protocol):
 
     def walk(self) -> Iterator[list[Event]]:
         """All events, those of one user at a time; what is added meanwhile may be there or not."""
+
+    def put_videos(self, videos: Mapping[str, str]) -> None:
+        """Keep what became of videos, id -> JSON, in place of what was known of each."""
+
+    def videos_since(self, revision: int) -> tuple[int, dict[str, str]]:
+        """The revision of now, which grows with every `put_videos`, and what was put since another one; 0: ever."""
 
     def close(self) -> None:
         """Give back what is held open."""
@@ -133,7 +141,7 @@ class SqliteUserStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = self._connection()
             layout = connection.execute("PRAGMA user_version").fetchone()[0]
-            if layout == 0:
+            if layout < _LAYOUT:
                 with connection:
                     connection.executescript(
                         "BEGIN IMMEDIATE;"
@@ -142,6 +150,9 @@ class SqliteUserStore:
                         " PRIMARY KEY (user_id, event_id)) WITHOUT ROWID;"
                         "CREATE TABLE IF NOT EXISTS users ("
                         " user_id TEXT PRIMARY KEY, facts TEXT NOT NULL) WITHOUT ROWID;"
+                        "CREATE TABLE IF NOT EXISTS videos ("
+                        " video_id TEXT PRIMARY KEY, video TEXT NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID;"
+                        "CREATE INDEX IF NOT EXISTS videos_by_revision ON videos (revision);"
                         f"PRAGMA user_version = {_LAYOUT};"
                         "COMMIT;"
                     )
@@ -154,7 +165,7 @@ class SqliteUserStore:
                 offenders=[error],
                 remedy="give the path of a file that can be written, or of none yet",
             ) from error
-        if layout not in (0, _LAYOUT):
+        if layout not in (0, *_LAYOUTS):
             self.close()
             raise InputError(
                 f"the user state has layout {layout}, this watchnext reads {_LAYOUT}",
@@ -225,6 +236,23 @@ class SqliteUserStore:
             rows = self._connection().execute("SELECT user_id, event_id, event FROM events ORDER BY user_id")
             for _, of_user in itertools.groupby(rows, key=itemgetter(0)):
                 yield [Event.from_json(*row) for row in of_user]
+
+    def put_videos(self, videos: Mapping[str, str]) -> None:
+        with self._writes.asked(), self._transaction() as connection:
+            (revision,) = connection.execute("SELECT coalesce(max(revision), 0) + 1 FROM videos").fetchone()
+            connection.executemany(
+                "INSERT OR REPLACE INTO videos VALUES (?, ?, ?)",
+                [(video_id, text, revision) for video_id, text in videos.items()],
+            )
+
+    def videos_since(self, revision: int) -> tuple[int, dict[str, str]]:
+        with self._reads.asked():
+            rows = (
+                self._connection()
+                .execute("SELECT video_id, video, revision FROM videos WHERE revision > ?", (revision,))
+                .fetchall()
+            )
+        return max([revision, *(row[2] for row in rows)]), {row[0]: row[1] for row in rows}
 
     def close(self) -> None:
         with self._opening:
