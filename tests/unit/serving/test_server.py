@@ -226,7 +226,7 @@ def test_what_operators_ask(server: LiveServer) -> None:
     assert status == 200
     assert "watchnext_champion_version 1.0" in text
     assert 'watchnext_requests_total{method="POST",path="/v1/recommend",status="200"}' in text
-    assert 'watchnext_step_seconds_count{step="recommend"}' in text
+    assert 'watchnext_step_seconds_count{step="ranker"}' in text
     status, described = server.get("/openapi.json")
     assert {"/v1/recommend", "/v1/events", "/healthz", "/readyz", "/metrics", "/v1/models"} <= set(
         described["paths"]
