@@ -155,6 +155,8 @@ class RankingTower(tf.keras.Model):
         initial_logit: bias of the last layer before training.
         logit_bound: served logits lie in [-logit_bound, logit_bound], so that no odds overflow.
         unit_s: see `losses.weighted_logistic_loss`.
+        nets: networks of the same widths over the same inputs, each beginning and learning by itself; the logit is the mean
+            of theirs, which varies less from one training to the next.
         powers: whether x^2 and sqrt(x) of continuous features are inputs (paper, section 4.1).
         id_weights: whether there are `IdWeights`.
         embedded: id spaces whose ids are embedded; None: all.
@@ -172,6 +174,7 @@ class RankingTower(tf.keras.Model):
         initial_logit: float,
         logit_bound: float,
         unit_s: float,
+        nets: int = 1,
         powers: bool = True,
         id_weights: bool = False,
         embedded: Collection[str] | None = None,
@@ -214,17 +217,28 @@ class RankingTower(tf.keras.Model):
             + (4 if powers else 2) * len(self.continuous[side])
             for side in _SIDES
         ]
-        self.tower = relu_tower(hidden_units, name="tower") if hidden_units else None
-        self.last = tf.keras.layers.Dense(
-            1, bias_initializer=tf.keras.initializers.Constant(initial_logit), name="logit"
-        )
-        if self.tower is not None:
-            self.tower.build([None, sum(self.widths)])
-        self.last.build([None, hidden_units[-1] if hidden_units else sum(self.widths)])
+        self.nets = [self._net(hidden_units, initial_logit, number) for number in range(nets)]
         self.serve = tf.function(self._serve, input_signature=[serving_specs(self.served)])
 
+    def _net(
+        self, hidden_units: Sequence[int], initial_logit: float, number: int
+    ) -> list[tf.keras.layers.Dense]:
+        """Built layers, bottom first; the last one makes the logit."""
+        tower = relu_tower(hidden_units, name=f"tower_{number}")
+        last = tf.keras.layers.Dense(
+            1, bias_initializer=tf.keras.initializers.Constant(initial_logit), name=f"logit_{number}"
+        )
+        if hidden_units:
+            tower.build([None, sum(self.widths)])
+        last.build([None, hidden_units[-1] if hidden_units else sum(self.widths)])
+        return [*tower.layers, last]
+
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Logits.
+        """[num_impressions] float32 logits, not yet bounded: the mean of the networks'. Otherwise `logits_by_net`."""
+        return tf.reduce_mean(self.logits_by_net(inputs, training), axis=1)
+
+    def logits_by_net(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """The logits that each network alone would give.
 
         Args:
             inputs: categorical int32 [rows], multivalent int32 [rows, any], continuous float32 [rows] with NaN =
@@ -233,7 +247,7 @@ class RankingTower(tf.keras.Model):
             training: whether products are computed in `matmul_dtype`.
 
         Returns:
-            [num_impressions] float32, not yet bounded.
+            [num_impressions, nets] float32, not yet bounded.
 
         Raises:
             tf.errors.InvalidArgumentError: the query side has neither one row nor one per impression.
@@ -248,7 +262,17 @@ class RankingTower(tf.keras.Model):
             with tf.control_dependencies([fits] if fits is not None else []):
                 sides = [tf.identity(side) for side in sides]
         dtype = self.matmul_dtype if training else tf.float32
-        first, *rest = self.dense_layers()
+        logits = tf.stack([self._run(net, sides, dtype) for net in self.nets], axis=1)
+        if self.id_weights is not None:
+            for side in dict.fromkeys(spec.side for spec in self.id_weights.features):
+                logits += self.id_weights(side, inputs)[:, tf.newaxis]
+        return logits
+
+    def _run(
+        self, net: Sequence[tf.keras.layers.Dense], sides: Sequence[tf.Tensor], dtype: tf.DType
+    ) -> tf.Tensor:
+        """[num_impressions] float32 logits of one network."""
+        first, *rest = net
         kernels = tf.split(first.kernel, self.widths, axis=0)
         products = [
             tf.matmul(tf.cast(side, dtype), tf.cast(kernel, dtype))
@@ -257,22 +281,14 @@ class RankingTower(tf.keras.Model):
         values = first.activation(tf.nn.bias_add(sum(products[1:], products[0]), tf.cast(first.bias, dtype)))
         for layer in rest:
             values = run_dense(layer, values)
-        logits = tf.cast(values[:, 0], tf.float32)
-        if self.id_weights is not None:
-            for side in dict.fromkeys(spec.side for spec in self.id_weights.features):
-                logits += self.id_weights(side, inputs)
-        return logits
+        return tf.cast(values[:, 0], tf.float32)
 
     def squared_weights(self) -> tf.Tensor:
-        """[] what a squared penalty sums up: kernels and id weights. Biases and embeddings are let be."""
-        penalized = [layer.kernel for layer in self.dense_layers()]
-        if self.id_weights is not None:
-            penalized.append(self.id_weights.table)
-        return tf.add_n([tf.reduce_sum(tf.square(weights)) for weights in penalized])
-
-    def dense_layers(self) -> list[tf.keras.layers.Dense]:
-        """Bottom first; the last one makes the logit."""
-        return [*(self.tower.layers if self.tower is not None else ()), self.last]
+        """[] what a squared penalty sums up: id weights, and kernels, a network's share in the mean of each. Biases and
+        embeddings are let be."""
+        squares = [tf.reduce_sum(tf.square(layer.kernel)) for net in self.nets for layer in net]
+        total = tf.add_n(squares) / len(self.nets)
+        return total if self.id_weights is None else total + tf.reduce_sum(tf.square(self.id_weights.table))
 
     def _side(self, side: str, inputs: Mapping[str, tf.Tensor], training: bool) -> tf.Tensor:
         """[rows, width of the side]: what enters the first layer."""
@@ -346,10 +362,12 @@ class RankingModel(tfrs.Model):
         self.l2 = l2
 
     def compute_loss(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Mean loss of impressions that carry `clicked` and `watch_time_s`, float32 [num_impressions], and the penalty."""
-        loss = self.impression_loss(
-            self.tower(inputs, training=training), inputs["clicked"], inputs["watch_time_s"]
-        )
+        """Mean loss of impressions that carry `clicked` and `watch_time_s`, float32 [num_impressions], and the penalty.
+
+        Of several networks, the mean of their losses: none learns from what the others say."""
+        logits = tf.unstack(self.tower.logits_by_net(inputs, training), axis=1)
+        losses = [self.impression_loss(one, inputs["clicked"], inputs["watch_time_s"]) for one in logits]
+        loss = tf.add_n(losses) / len(losses)
         return loss + self.l2 / 2.0 * self.tower.squared_weights() if self.l2 else loss
 
 
@@ -371,6 +389,7 @@ def train(
     patience: int,
     seed: int,
     evaluate: Callable[[RankingModel], Mapping[str, float]],
+    nets: int = 1,
     powers: bool = True,
     id_weights: bool = False,
     rows_per_embedded_id: float = 0.0,
@@ -399,6 +418,7 @@ def train(
         patience: passes without a better objective before training stops.
         seed: decides the order of examples; `training.start` decides the rest.
         evaluate: metrics of the model on the tuning day; empty where there is none.
+        nets: see RankingTower.
         powers: see RankingTower.
         id_weights: see RankingTower.
         rows_per_embedded_id: id spaces with fewer examples per known id are not embedded.
@@ -438,6 +458,7 @@ def train(
         initial_logit=float(np.log(weight.sum() / negatives)),
         logit_bound=logit_bound,
         unit_s=unit_s,
+        nets=nets,
         powers=powers,
         id_weights=id_weights,
         embedded=[

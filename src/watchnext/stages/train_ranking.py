@@ -16,6 +16,7 @@ class Params(Section):
 
     inputs_left_out: list[str] = Field(default=[])
     hidden_units: list[int] = Field(default=[128, 64])
+    nets: int = Field(default=4, ge=1)
     dims_per_doubling: float = Field(default=1.0, gt=0)
     id_weights: bool = Field(default=True)
     rows_per_embedded_id: float = Field(default=50.0, ge=0)
@@ -27,8 +28,8 @@ class Params(Section):
     logit_bound: float = Field(default=15.0, gt=0, le=80)
     batch_size: int = Field(default=2_048, ge=1)
     learning_rate: float = Field(default=0.02, gt=0)
-    epochs: int = Field(default=3, ge=1)
-    patience: int = Field(default=1, ge=1)
+    epochs: int = Field(default=6, ge=1)
+    patience: int = Field(default=2, ge=1)
     matmul_dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto")
 
 

@@ -151,7 +151,8 @@ def test_where_every_impression_is_a_unit_negative_clicks_alone_teach_watch_time
     arrays["clicked"][:] = 1.0
     arrays["watch_time_s"][:] = 40.0
     model = train(arrays, odds="impressions", learning_rate=1e-6)
-    model.tower.last.kernel.assign(tf.zeros_like(model.tower.last.kernel))
+    last = model.tower.nets[0][-1]
+    last.kernel.assign(tf.zeros_like(last.kernel))
     expected = ranking.predict(model.tower, {name: array[:1] for name, array in arrays.items()})
     assert expected["expected_watch_time_s"] == pytest.approx([40.0], rel=1e-4)
 
@@ -196,7 +197,8 @@ def test_the_first_layer_of_both_sides_is_the_layer_over_all_inputs(trained):
     hidden = tf.concat(
         [tower._side(side, arrays, training=False) for side in ("query", "impression")], axis=1
     )
-    logits = tower.last(tower.tower(hidden))[:, 0]
+    first, last = tower.nets[0]
+    logits = last(first(hidden))[:, 0]
     assert tower(arrays).numpy() == pytest.approx(logits.numpy(), rel=1e-5, abs=1e-6)
     assert hidden.shape[1] == sum(tower.widths)
 
@@ -276,12 +278,15 @@ def test_an_id_that_training_did_not_show_keeps_no_weight_and_a_penalty_takes_th
 
 
 def test_the_penalty_is_half_of_l2_times_the_squares():
-    model = train(examples(), id_weights=True, l2=0.0)
+    model = train(examples(), id_weights=True, l2=0.0, nets=2)
     inputs = {name: tf.constant(array) for name, array in examples(20).items()}
     plain = float(model.compute_loss(inputs))
     model.l2 = 0.5
-    weights = [model.tower.id_weights.table, *(layer.kernel for layer in model.tower.dense_layers())]
-    squares = sum(float(np.square(one.numpy()).sum()) for one in weights)
+    kernels = [layer.kernel for net in model.tower.nets for layer in net]
+    of_ids, *of_kernels = (
+        float(np.square(one.numpy()).sum()) for one in (model.tower.id_weights.table, *kernels)
+    )
+    squares = of_ids + sum(of_kernels) / 2
     assert float(model.compute_loss(inputs)) == pytest.approx(plain + 0.25 * squares, rel=1e-5)
 
 
@@ -306,3 +311,28 @@ def test_a_calibrated_ranker_serves_the_curve_and_the_same_logits(tmp_path):
     assert answer["logit"] == pytest.approx(before["logit"], rel=1e-5)
     log_s = np.interp(before["logit"], [-20.0, 0.0, 20.0], np.log([1.0, 5.0, 50.0]))
     assert answer["expected_watch_time_s"] == pytest.approx(np.exp(log_s), rel=1e-4)
+
+
+def test_networks_begin_apart_and_the_logit_is_the_mean_of_theirs(tmp_path):
+    model = train(examples(), id_weights=True, nets=3)
+    arrays = examples(9)
+    alone = model.tower.logits_by_net({name: tf.constant(array) for name, array in arrays.items()}).numpy()
+    assert alone.shape == (9, 3)
+    assert np.abs(alone[:, 0] - alone[:, 1]).max() > 1e-3
+    ranking.save(model, tmp_path)
+    answer = ranking.load_ranker(tmp_path / "ranker")(arrays)
+    assert answer["logit"] == pytest.approx(alone.mean(axis=1), rel=1e-4, abs=1e-5)
+
+
+def test_a_network_among_others_learns_from_its_own_errors_alone():
+    """Its gradient is that of its own loss, a third of it, whatever the other two say."""
+    tower = train(examples(), nets=3).tower
+    loss = ranking.RankingModel(
+        tower, lambda logits, clicked, time: tf.reduce_sum(tf.square(logits))
+    ).compute_loss
+    inputs = {name: tf.constant(array) for name, array in examples(9).items()}
+    bias = tower.nets[1][-1].bias
+    with tf.GradientTape() as tape:
+        value = loss(inputs)
+    expected = 2 * float(tf.reduce_sum(tower.logits_by_net(inputs)[:, 1])) / 3
+    assert float(tape.gradient(value, bias)[0]) == pytest.approx(expected, rel=1e-4)
