@@ -8,6 +8,7 @@ the same code as training.
 import datetime
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,7 +25,10 @@ from watchnext.errors import InputError
 from watchnext.features.quantiles import read_boundaries
 
 Kind = Literal["categorical", "multivalent", "continuous", "unit"]
-Columns: TypeAlias = pa.Table | Mapping[str, pa.Array | pa.ChunkedArray]
+Column: TypeAlias = pa.Array | pa.ChunkedArray | npt.NDArray[np.float64] | list[Any]
+"""Values of one input: in Arrow; numbers also in NumPy, NaN = null; and a few values as a list, None = null."""
+
+Columns: TypeAlias = pa.Table | Mapping[str, Column]
 Arrays = dict[str, npt.NDArray[Any]]
 
 OPENING = "opening__"
@@ -348,13 +352,16 @@ class Encoder:
             arrays[spec.name] = array
         return arrays
 
-    def _encode_one(self, column: pa.Array | pa.ChunkedArray, spec: FeatureSpec) -> npt.NDArray[Any]:
+    def _encode_one(self, column: Column, spec: FeatureSpec) -> npt.NDArray[Any]:
+        if isinstance(column, list) and len(column) == 1:
+            return self._encode_value(column[0], spec)
         if spec.kind == "continuous":
             return _floats(column)
         if spec.kind == "unit" and spec.space is None:
             return np.clip(_floats(column), 0.0, 1.0)
         assert spec.space is not None
         vocabulary = self.vocabularies[spec.space]
+        column = pa.array(column) if isinstance(column, list | np.ndarray) else column
         if spec.kind == "categorical":
             return vocabulary.lookup(column)
         if spec.kind == "unit":
@@ -363,6 +370,21 @@ class Encoder:
             return np.where(index > 0, place, np.nan).astype(np.float32)
         assert spec.length is not None
         return pad(column, vocabulary, spec.length)
+
+    def _encode_value(self, value: Any, spec: FeatureSpec) -> npt.NDArray[Any]:
+        """`_encode_one` of a single value: a request has dozens, and each costs Arrow more than it is worth."""
+        if spec.space is None:
+            number = math.nan if value is None else float(value)
+            return np.array([min(max(number, 0.0), 1.0) if spec.kind == "unit" else number], np.float32)
+        vocabulary = self.vocabularies[spec.space]
+        if spec.kind == "multivalent":
+            assert spec.length is not None
+            indices = [vocabulary.index_of(one) for one in (value or [])[-spec.length :]]
+            return np.array([indices + [0] * (spec.length - len(indices))], np.int32)
+        index = vocabulary.index_of(value)
+        if spec.kind == "categorical":
+            return np.array([index], np.int32)
+        return np.array([(index - 1) / max(1, len(vocabulary) - 1) if index else math.nan], np.float32)
 
 
 def stable_hash(ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
@@ -433,8 +455,12 @@ def _names(columns: Columns) -> set[str]:
     return set(columns.column_names) if isinstance(columns, pa.Table) else set(columns)
 
 
-def _floats(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
+def _floats(column: Column) -> npt.NDArray[np.float32]:
     """Numbers or booleans -> float32 [N], null = NaN."""
+    if isinstance(column, np.ndarray):
+        return column.astype(np.float32)
+    if isinstance(column, list):
+        column = pa.array(column)
     if isinstance(column, pa.Array) and pa.types.is_floating(column.type) and column.null_count == 0:
         return column.to_numpy().astype(np.float32)
     return pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy().astype(np.float32)

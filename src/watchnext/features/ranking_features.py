@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from watchnext import schema
 from watchnext.data.split import SplitDays, days_between
 from watchnext.engine import Engine
-from watchnext.features.batches import OPENING, PAGED_SHARE, FeatureSpec, Kind, Vocabulary
+from watchnext.features.batches import OPENING, PAGED_SHARE, Column, FeatureSpec, Kind, Vocabulary
 from watchnext.features.history import (
     TOPIC,
     AsOf,
@@ -1159,19 +1159,22 @@ def evaluate_request(
         side. Missing is null, or NaN among numbers.
     """
     columns = Videos.of(videos, statistics)
-    return evaluate(features, Moment(user, request, to_microseconds(request.at), columns))
+    found = evaluate(features, Moment(user, request, to_microseconds(request.at), columns))
+    return {
+        name: column if isinstance(column, pa.Array) else pa.array(column) for name, column in found.items()
+    }
 
 
-def evaluate(features: Sequence[Feature], moment: Moment) -> dict[str, pa.Array]:
-    """See `evaluate_request`."""
-    columns: dict[str, pa.Array] = {}
+def evaluate(features: Sequence[Feature], moment: Moment) -> dict[str, Column]:
+    """See `evaluate_request`; whatever comes as a list or in NumPy stays so."""
+    columns: dict[str, Column] = {}
     for feature in features:
         if feature.training_only:
             continue
         value = feature.evaluate(moment)
         if feature.side == "query":
             value = [math.nan if value is None and feature.kind == "continuous" else value]
-        columns[feature.name] = value if isinstance(value, pa.Array) else pa.array(value)
+        columns[feature.name] = value
     return columns
 
 

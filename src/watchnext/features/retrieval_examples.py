@@ -62,10 +62,6 @@ class Input:
     reads: tuple[AsOf, ...] = ()
     dtype: pa.DataType | None = None
 
-    def column(self, user: UserHistory, request: RequestContext) -> pa.Array:
-        """What `evaluate` gives for one request, [1]."""
-        return pa.array([self.evaluate(user, request)], self.dtype)
-
 
 INPUTS: tuple[Input, ...] = (
     Input(
@@ -510,4 +506,4 @@ def request_columns(user: UserHistory, request: RequestContext, inputs: Sequence
         request: the request.
         inputs: names, as in the manifest's `inputs`.
     """
-    return {one.spec.name: one.column(user, request) for one in inputs_named(inputs)}
+    return {one.spec.name: pa.array([one.evaluate(user, request)], one.dtype) for one in inputs_named(inputs)}

@@ -268,15 +268,22 @@ def load_signature(path: str) -> Callable[[Mapping[str, np.ndarray]], dict[str, 
     signature = module.signatures["serving_default"] if packed is None else packed
     layout = {} if packed is None else json.loads(module.layout.numpy())
     specs = signature.structured_input_signature[1]
+    captured = signature.captured_inputs
+    # Called by name, a signature checks and sorts what it is given, which for a single request takes longer than the tower.
+    names = [tensor.name.partition(":")[0] for tensor in signature.inputs[: len(specs)]]
+    by_place = len(signature.inputs) == len(specs) + len(captured) and set(names) == set(specs)
 
     def call(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         given = {
-            name: np.stack([arrays[member] for member in layout[name]], axis=1)
-            if name in layout
-            else arrays[name]
-            for name in specs
+            name: tf.constant(
+                np.stack([arrays[member] for member in layout[name]], axis=1)
+                if name in layout
+                else arrays[name],
+                specs[name].dtype,
+            )
+            for name in (names if by_place else specs)
         }
-        outputs = signature(**{name: tf.constant(given[name], spec.dtype) for name, spec in specs.items()})
+        outputs = signature._call_flat(list(given.values()), captured) if by_place else signature(**given)
         return {name: value.numpy() for name, value in outputs.items()}
 
     # The signature holds only weak references to its variables.

@@ -441,7 +441,7 @@ class Recommender:
 
     def embed(self, user: UserHistory, request: RequestContext) -> npt.NDArray[np.float32]:
         """The query embedding of a user at a request, float32 [1, D]."""
-        columns = {one.spec.name: one.column(user, request) for one in self._inputs}
+        columns = {one.spec.name: [one.evaluate(user, request)] for one in self._inputs}
         return self.query_tower(self.encoder.encode_retrieval(columns))["embedding"]
 
 
@@ -511,7 +511,7 @@ def as_sources_see(
         query_tower: encoded requests -> query embeddings [1, D].
         popularity: of the request's day.
     """
-    arrays = encoder.encode_retrieval({one.spec.name: one.column(user, request) for one in inputs})
+    arrays = encoder.encode_retrieval({one.spec.name: [one.evaluate(user, request)] for one in inputs})
     return Requests(
         at=np.array([to_microseconds(request.at)]),
         history=arrays["history"],

@@ -24,6 +24,7 @@ _RETRY_S = 2.0
 _LAYOUT = 2
 _LAYOUTS = (1, 2)
 """That are read; the first has no table of videos yet."""
+_ROWS_AT_ONCE = 500
 
 
 class StoreUnavailableError(Exception):
@@ -176,12 +177,9 @@ class SqliteUserStore:
     def add(self, events: Sequence[Event]) -> list[bool]:
         with self._writes.asked(), self._transaction() as connection:
             return [
-                connection.execute(
-                    "INSERT OR IGNORE INTO events VALUES (?, ?, ?)",
-                    (event.user_id, event.id, event.to_json()),
-                ).rowcount
-                == 1
-                for event in events
+                new
+                for begin in range(0, len(events), _ROWS_AT_ONCE)
+                for new in _insert(connection, events[begin : begin + _ROWS_AT_ONCE])
             ]
 
     def events(self, user_id: str) -> list[Event]:
@@ -307,6 +305,21 @@ def _identity(path: Path) -> tuple[int, int]:
     """
     status = path.stat()
     return status.st_dev, status.st_ino
+
+
+def _insert(connection: sqlite3.Connection, events: Sequence[Event]) -> list[bool]:
+    """Insert by one statement, since each gives the interpreter to other threads and waits for it again: which were new."""
+    rows = ", ".join(["(?, ?, ?)"] * len(events))
+    values = [value for event in events for value in (event.user_id, event.id, event.to_json())]
+    inserted = connection.execute(
+        f"INSERT OR IGNORE INTO events VALUES {rows} RETURNING user_id, event_id", values
+    )
+    kept = set(inserted.fetchall())
+    new = []
+    for key in ((event.user_id, event.id) for event in events):
+        new.append(key in kept)
+        kept.discard(key)  # told twice in one batch, it is new once
+    return new
 
 
 def facts_to_json(facts: UserFacts) -> str:
