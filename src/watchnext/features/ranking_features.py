@@ -297,7 +297,7 @@ class Feature:
         expression: table of examples -> column. The table has the columns of `impressions`, `videos` and
             `users` that features need (those of `users` beyond the schema with USER_COLUMN before their names), `at`
             and `uploaded` (int64 microseconds), the statistics of the request's day (`covered_days`, the names of
-            VideoDay, and these with `channel_` before them) and, named `AsOf.column`, the quantities in `reads`.
+            COUNTS, and these with `channel_` before them) and, named `AsOf.column`, the quantities in `reads`.
             Missing is null.
         evaluate: the same for one request in memory: a value for the query side (missing is None), a column [N] for the
             impression side (of numbers float64, missing is NaN).

@@ -154,13 +154,16 @@ def make_app(
         if body.record:
             monitor.shown(answered, body.context.model_dump())
         metrics.answered(answered)
+        began = time.perf_counter()
+        response = JSONResponse(messages.told(answered))
         request.state.told = {
             "slate": answered.request_id,
             "version": answered.served.version.number,
             **{f"{step}_ms": round(took, 3) for step, took in answered.step_ms.items()},
+            "encoding_ms": round((time.perf_counter() - began) * 1000.0, 3),
             **({"degraded": answered.degraded} if answered.degraded else {}),
         }
-        return JSONResponse(messages.told(answered))
+        return response
 
     @app.post("/v1/events", response_model=messages.EventsResponse, dependencies=guarded)
     async def events(body: messages.EventsRequest, request: Request) -> Response:

@@ -144,8 +144,11 @@ class Deployment:
                 "loading_s": round(time.perf_counter() - began, 3),
             },
         )
-        # The old one's models are part of reference cycles; what they hold is large.
+        # The old one's models are part of reference cycles; what they hold is large. What is left stays: a collection that
+        # walks it again while somebody waits finds nothing.
+        gc.unfreeze()
         gc.collect()
+        gc.freeze()
         return True
 
     def start(self, poll_s: float = POLL_S) -> None:

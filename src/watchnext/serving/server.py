@@ -86,6 +86,10 @@ def serve(
             remedy='16 ASCII characters at least: python -c "import secrets; print(secrets.token_urlsafe())"',
         )
     log_as_json(sys.stdout)
+    for kind in ("INTRAOP", "INTEROP"):
+        # Read when TensorFlow is loaded. A request is one small batch: further threads would wait for each other more than
+        # they compute, and take the cores from the requests beside it.
+        os.environ.setdefault(f"TF_NUM_{kind}_THREADS", "1")
     exploration = Exploration(explore)
     live = None if experiment is None else Experiment(name, experiment, experiment_share)
     for setting, value in _REGISTRY_PATIENCE.items():
