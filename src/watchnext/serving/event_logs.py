@@ -152,7 +152,11 @@ def _experiment_columns(name: str, video_id: pa.DataType) -> dict[str, pa.DataTy
 
 
 def _experiment_rows(rows: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Slates of experiments that one user was shown, and watches since: each of the experiment whose slate was the last."""
+    """Slates of experiments that one user was shown, and watches since.
+
+    A watch is of the experiment whose page it names, else of the one whose slate was the last before it. Clients tell when a
+    watch ended, and clocks differ: one that named a page did not begin before it was shown.
+    """
     pages: dict[str, list[dict[str, Any]]] = {}
     for row in rows.get("impressions", ()):
         if "experiment" in row:
@@ -186,7 +190,11 @@ def _experiment_rows(rows: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[st
     for watch in rows.get("watches", ()):  # by instant
         while place < len(began) and began[place][0] <= watch["watched_at"]:
             place += 1
-        if place:
+        named = pages.get(watch.get("request_id") or "")
+        if named is not None:
+            at = max(watch["watched_at"], named[0]["shown_at"])
+            yield "watched", {**watch, "experiment_id": named[0]["experiment"], "at": at}
+        elif place:
             yield "watched", {**watch, "experiment_id": began[place - 1][1], "at": watch["watched_at"]}
 
 
