@@ -5,6 +5,8 @@
 # make bench-ranking    ranking beside its alternatives, on five rolling days; SOURCE and DATA as above
 # make bench-features   how fast ranking features are made, beside the same windows by hand; on an idle machine
 # make bench-train      how fast candidate generation trains, beside its alternatives; ten minutes, on an idle machine
+# make bench-serve      how fast a server answers over a million videos; ten minutes, on an idle machine
+# make bench-index      how fast the nearest of a million embeddings are found, beside faiss and hnswlib; on an idle machine
 # make bench-decisions  how often the gate is wrong, and how often it sees what is there, in rounds of known truth
 # make serve            the champion on loopback, its user state filled from the pipeline's logs
 # make test | check | ui | status | lock | clean
@@ -15,6 +17,7 @@ BIN := $(VENV)/bin
 PEERS_VENV := benchmarks/.venv
 SOURCE ?=
 DATA ?=
+WORK ?=
 UI_PORT ?= 5000
 SERVE_PORT ?= 8080
 
@@ -23,7 +26,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPATH :=
 
-.PHONY: repro bench-decisions bench-features bench-quality bench-ranking bench-train serve test check ui status lock clean help
+.PHONY: repro bench-decisions bench-features bench-index bench-quality bench-ranking bench-serve bench-train serve test check ui status lock clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -89,6 +92,13 @@ bench-features: $(VENV)/.installed
 
 bench-ranking: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.ranking $(if $(SOURCE),--source $(SOURCE)) $(if $(DATA),--data "$(DATA)")
+
+# WORK=folder keeps the world that is asked, which takes minutes to make.
+bench-serve: $(VENV)/.installed
+	@python -m benchmarks.serve $(if $(WORK),--work "$(WORK)")
+
+bench-index: $(VENV)/.installed $(PEERS_VENV)/.installed
+	@python -m benchmarks.index $(if $(WORK),--work "$(WORK)")
 
 bench-train: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.train

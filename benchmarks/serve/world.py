@@ -8,6 +8,7 @@ what a request costs does not depend on what they are. Everything else is what t
 import dataclasses
 import datetime as dt
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ HIDDEN_UNITS = (1024, 512, 256)
 CANDIDATES = 200
 """Sum of the sources' quotas: how many videos the ranker scores for a request."""
 
+_STAMP, _RANKER = "world.json", "ranker.json"
 _DAY_US = 86_400_000_000
 _VIDEOS_PER_CLUSTER = 200
 _CHANNELS_PER_CLUSTER = 10
@@ -77,7 +79,7 @@ def make(project: Path, size: Size, versions: int = 1) -> Path:
     Returns:
         `project`.
     """
-    stamp = project / "world.json"
+    stamp = project / _STAMP
     wanted = json.dumps({**dataclasses.asdict(size), "versions": versions, "code": _code_digest()})
     now = dt.datetime.now(dt.UTC)
     if stamp.is_file():
@@ -283,7 +285,7 @@ def _write_retrieval(directory: Path, features: Path, embeddings: npt.NDArray[np
 
 
 def write_ranking(directory: Path, features: Path, hidden_units: Sequence[int], seed: int) -> None:
-    """A ranker with random weights, saved as the stage saves one."""
+    """A ranker with random weights, saved as the stage saves one; two folders above, how wide what it reads is."""
     import tensorflow as tf
 
     from watchnext.features.batches import Encoder
@@ -302,12 +304,21 @@ def write_ranking(directory: Path, features: Path, hidden_units: Sequence[int], 
         unit_s=10.0,
     )
     directory.mkdir(parents=True)
+    (directory.parent.parent / _RANKER).write_text(json.dumps({"widths": tower.widths}), encoding="utf-8")
     ranking.save(
         ranking.RankingModel(tower, lambda logits, clicked, watch_time_s: tf.reduce_mean(logits)), directory
     )
     _manifest(
         directory, features, inputs=[spec.name for spec in encoder.ranking_features], params={"seed": seed}
     )
+
+
+def ranker_operations(project: Path, candidates: int = CANDIDATES) -> float:
+    """Floating-point operations of the ranker's products for one request: see `models.ranking.RankingTower`."""
+    query, impression = json.loads((project / _RANKER).read_text(encoding="utf-8"))["widths"]
+    hidden = json.loads(json.loads((project / _STAMP).read_text(encoding="utf-8"))["world"])["hidden_units"]
+    above = sum(below * width for below, width in itertools.pairwise((*hidden, 1)))
+    return 2.0 * (hidden[0] * (query + candidates * impression) + candidates * above)
 
 
 def _write_index(
@@ -384,7 +395,7 @@ def _write_sources(directory: Path, features: Path, size: Size, draw: np.random.
 def register(project: Path, parts: Path, size: Size, versions: int) -> None:
     """Bundles of these parts, as versions 1 to `versions` of the registry in `project`; the first is champion."""
     from watchnext.bundle import write_bundle
-    from watchnext.recommend import pyfunc
+    from watchnext.decisions.gate import _register
     from watchnext.registry import Registry
     from watchnext.tracking import Tracker
 
@@ -404,14 +415,7 @@ def register(project: Path, parts: Path, size: Size, versions: int) -> None:
             sources=parts / "sources",
             recommend=RecommendParams(sources=quotas).model_dump(),
         )
-        registry.register(
-            NAME,
-            bundle,
-            script=Path(pyfunc.__file__),
-            signature=pyfunc.signature_of(bundle),
-            input_example=pyfunc.example_of(bundle),
-            run_id=run_id,
-        )
+        _register(registry, NAME, bundle, run_id)
         for name in ("bundle", "ranking"):
             shutil.rmtree(parts / name)
     give_role(project, "champion", 1)

@@ -163,7 +163,8 @@ class Videos:
         topic_codes: Mapping[str, int],
     ) -> None:
         self._table = table
-        self._places = pa.array(places, mask=places < 0)
+        unknown = places < 0
+        self._places = pa.array(places, mask=unknown) if unknown.any() else pa.array(places)
         self._statistics = statistics
         self.id_column = ids
         self.topic_codes = topic_codes

@@ -579,7 +579,9 @@ class Tower:
     ) -> None:
         self.corpus = corpus
         self._search = search
-        self._embeddings = embeddings
+        self._embeddings = np.asarray(
+            embeddings
+        )  # rows of a memory map are made as maps of their own, each at a price
         self._rows = np.arange(len(embeddings)) if rows is None else np.asarray(rows)
         self._seen = np.ones(len(embeddings), bool) if seen is None else seen
         self._place = np.full(len(corpus) + 1, -1, np.int64)  # the last place is where row -1 looks

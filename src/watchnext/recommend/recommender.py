@@ -313,7 +313,8 @@ class Recommender:
         if not rows:
             return Slate((), personal, 0, watch.laps_ms)
         best = {name: found for name, (found, _) in first.items()}
-        video_ids = [self.row_to_video[row] for row in rows]
+        row_to_video = self.row_to_video
+        video_ids = [row_to_video[row] for row in rows]
         arrays = self._inputs_of(user, request, np.array(rows), video_ids, statistics, asked, best)
         watch.lap("features")
         expected = self.ranker(arrays)["expected_watch_time_s"].astype(np.float64)

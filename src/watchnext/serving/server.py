@@ -26,6 +26,7 @@ from watchnext.serving.webhook import SECRET_VARIABLE
 
 API_KEY_VARIABLE = "WATCHNEXT_API_KEY"
 _DRAIN_S = 20
+_SWITCH_S = 0.0005
 _REGISTRY_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """MLflow asks a registry that does not answer for minutes; it is asked again soon enough here."""
 _LOGGED = logging.getLogger("watchnext.serving")
@@ -86,6 +87,8 @@ def serve(
             remedy='16 ASCII characters at least: python -c "import secrets; print(secrets.token_urlsafe())"',
         )
     log_as_json(sys.stdout)
+    # Whoever waits for the interpreter, like the loop that takes requests, waits no longer than this.
+    sys.setswitchinterval(_SWITCH_S)
     for kind in ("INTRAOP", "INTEROP"):
         # Read when TensorFlow is loaded. A request is one small batch: further threads would wait for each other more than
         # they compute, and take the cores from the requests beside it.
