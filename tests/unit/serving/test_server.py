@@ -233,7 +233,7 @@ def test_what_operators_ask(server: LiveServer) -> None:
     )
     line = server.wait_for("request", path="/v1/recommend", status=200)
     assert line["version"] == 1
-    assert {"request_id", "took_ms", "state_ms", "recommend_ms", "slate"} <= set(line)
+    assert {"request_id", "took_ms", "state_ms", "ranker_ms", "slate"} <= set(line)
 
 
 def test_only_who_has_the_key_may_ask_and_the_log_does_not_tell_it(serving_project: Path) -> None:
