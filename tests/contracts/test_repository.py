@@ -65,6 +65,14 @@ def test_no_tracked_file_is_heavy_or_a_pickle() -> None:
         assert path.suffix not in {".pkl", ".pickle", ".joblib"}, path
 
 
+def test_nothing_that_is_shipped_loads_a_pickle() -> None:
+    """Loading one runs whatever code it holds. NumPy refuses pickled arrays unless it is told otherwise."""
+    loads = r"^\s*(import|from)\s+(pickle|cloudpickle|dill|joblib|marshal|shelve)\b|allow_pickle\s*=\s*True|read_pickle"
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        found = re.findall(loads, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert not found, f"{path.relative_to(ROOT)}: {found}"
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):

@@ -257,7 +257,8 @@ class _Shadow:
         self.replies: dict[str, queue.Queue[dict[str, Any]]] = {}
         self.is_starting = True
         self._counts = counts
-        self._last_sign = time.monotonic()
+        self._last_sign = self._owes_since = time.monotonic()
+        self._fed = self._done = 0
         self._seen = {"written": 0, "lost": 0}
         counts.starts += 1
         self.process = subprocess.Popen(
@@ -283,7 +284,8 @@ class _Shadow:
         """Whether it has work and gave no sign for this long."""
         # To start takes longer than to answer, on a busy machine much longer.
         patience_s = after_s * (10.0 if self.is_starting else 1.0)
-        return not self.waiting.empty() and time.monotonic() - self._last_sign > patience_s
+        since = max(self._last_sign, self._owes_since)
+        return self._fed > self._done and time.monotonic() - since > patience_s
 
     def stop(self, at_once: bool = False) -> None:
         """End the process: it writes what it has answered, unless it is given no time to."""
@@ -315,6 +317,9 @@ class _Shadow:
         assert into is not None
         with contextlib.suppress(OSError, ValueError):
             while (request := self.waiting.get()) is not None:
+                if self._fed == self._done:
+                    self._owes_since = time.monotonic()
+                self._fed += 1
                 into.write(json.dumps(request).encode() + b"\n")
                 into.flush()
         with contextlib.suppress(OSError):
@@ -328,7 +333,7 @@ class _Shadow:
                 self._last_sign = time.monotonic()
                 try:
                     self._take(json.loads(line))
-                except (ValueError, KeyError, TypeError, AttributeError):
+                except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                     self._counts.nonsense += 1
 
     def _take(self, told: Mapping[str, Any]) -> None:
@@ -337,6 +342,7 @@ class _Shadow:
             self.is_starting = False
             log.info("the challenger is ready", extra={"version": self.version.number})
         elif kind == "reply":
+            self._done += 1
             reply = self.replies.get(told["request_id"])
             if reply is not None:
                 with contextlib.suppress(queue.Full):
@@ -344,6 +350,7 @@ class _Shadow:
         elif kind == "counts":
             self._counts.answered += int(told["answered"])
             self._counts.failed += int(told["failed"])
+            self._done += int(told["answered"]) + int(told["failed"])
             for name in ("written", "lost"):
                 total = int(told[name])
                 setattr(self._counts, name, getattr(self._counts, name) + total - self._seen[name])
