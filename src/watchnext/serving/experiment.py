@@ -17,7 +17,7 @@ draft); R. Kohavi, D. Tang and Y. Xu, Trustworthy Online Controlled Experiments 
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -94,6 +94,7 @@ class Experiment:
     Attributes:
         challenger: the version; None while there is none to be served, and so no experiment.
         failures: requests that the champion answered because the challenger could not, since the server started.
+        why_not: says why there is no challenger, while there is none.
 
     Raises:
         InputError: there is no such mode, or the share leaves one side empty.
@@ -113,6 +114,7 @@ class Experiment:
             )
         self.challenger: Served | None = None
         self.failures = 0
+        self.why_not: Callable[[], str] = str
         self._model = model
         self._mode = cast(Mode, mode)
         self._share = share
@@ -151,6 +153,7 @@ class Experiment:
             "mode": self._mode,
             "share": self._share,
             "challenger_loaded": None if self.challenger is None else self.challenger.version.number,
+            "why_not": self.why_not() if self.challenger is None else "",
             "users_with_challenger": users[True],
             "users_without": users[False],
             "sample_ratio_is_off": sample_ratio_is_off(

@@ -273,6 +273,7 @@ class Experiment(BaseModel):
     mode: str
     share: float = Field(description="of users who see the challenger")
     challenger_loaded: int | None = Field(description="null: there is none, or it cannot be served")
+    why_not: str = Field(description="why no challenger is loaded; empty where one is, or while it loads")
     users_with_challenger: int
     users_without: int
     sample_ratio_is_off: bool = Field(description="users are missing from one side: believe no difference")

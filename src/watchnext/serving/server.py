@@ -112,7 +112,11 @@ def serve(
             live.challenger = challenger
 
         put = service.catalogue.following(show)
-        deployments.append(Deployment(registry, name, put, role="challenger", withdraw=lambda: put(None)))
+        challengers = Deployment(registry, name, put, role="challenger", withdraw=lambda: put(None))
+        live.why_not = lambda: next(
+            (refusal.reason for refusal in list(challengers.refusals.values())), challengers.trouble
+        )
+        deployments.append(challengers)
     command = Command(root, name, store, root / "state" / "shadow")
     shadow = Mirror(registry, name, command, mirror or MirrorSettings())
 

@@ -64,6 +64,7 @@ def test_an_experiment_is_lived_and_survives_a_kill(
         "mode": "ab",
         "share": 0.5,
         "challenger_loaded": 2,
+        "why_not": "",
         "users_with_challenger": sides.count("challenger"),
         "users_without": sides.count("champion"),
         "sample_ratio_is_off": False,
@@ -84,6 +85,8 @@ def test_an_experiment_is_lived_and_survives_a_kill(
 
     assign(serving_project, "challenger", None)
     until_challenger_is(server, None)
+    why_not = server.get("/v1/models")[1]["experiment"]["why_not"]
+    assert why_not == "the registry names no challenger of watchnext"
     assert server.recommend("nobody's", how_many=5, record=False)["arm"] is None
 
     server.end(signal.SIGKILL)
