@@ -89,6 +89,29 @@ def test_without_pairs_there_is_no_loss():
     )
 
 
+def test_a_day_with_no_clicks_has_no_losses_and_stops_nobody():
+    """What asks for a click is NaN; the log loss has its negatives, and predicted seconds have nothing to be over."""
+    scores, clicked, time = np.array([0.1, -0.2, 0.3]), np.zeros(3, bool), np.zeros(3)
+    assert math.isnan(metrics.weighted_pairwise_loss(scores, clicked, time, np.zeros(3, int)))
+    assert math.isnan(metrics.auc(scores, clicked))
+    assert math.isnan(metrics.xauc(scores[clicked], time[clicked]))
+    ratios = metrics.calibration_ratios(np.exp(scores), clicked, time)
+    assert all(math.isnan(value) for value in ratios.values())
+    loss = metrics.weighted_log_loss(scores, clicked, time, unit_s=10.0, cap_s=100.0)
+    assert loss == pytest.approx(np.logaddexp(0.0, scores).mean())
+
+
+def test_a_user_with_one_side_only_of_a_pair_counts_nowhere():
+    """One user who clicked all that was shown and one who clicked nothing, beside one whose pair ties."""
+    scores = np.array([0.5, 0.5, 0.9, 0.8, 0.1, 0.2])
+    clicked = np.array([True, False, True, True, False, False])
+    time, users = np.array([30.0, 0.0, 500.0, 600.0, 0.0, 0.0]), np.array([0, 0, 1, 1, 2, 2])
+    mispredicted, total = metrics.pairwise_losses(scores, clicked, time, users)
+    assert mispredicted.tolist() == [15.0, 0, 0, 0, 0, 0]
+    assert total.tolist() == [30.0, 0, 0, 0, 0, 0]
+    assert metrics.weighted_pairwise_loss(scores, clicked, time, users) == 0.5
+
+
 def test_scores_that_are_not_numbers_are_refused():
     with pytest.raises(InputError, match="1 of 2 scores"):
         metrics.weighted_pairwise_loss(

@@ -284,6 +284,23 @@ def test_what_the_user_did_with_a_video_is_that_of_the_opening_of_the_group(tmp_
     assert result.scores == pytest.approx(np.exp([0.0, 50.0, 25.0, 0.0]))
 
 
+def test_a_day_with_no_clicks_is_scored_and_has_no_loss(tmp_path):
+    """The same of a day whose users clicked nothing: NaN by all and by slice, scores as ever."""
+    encoder = make_encoder(tmp_path / "encoder", ["a", "b", "c"])
+    table = shown([1, 1, 1, 2])
+    table = table.set_column(table.column_names.index("clicked"), "clicked", pa.array([False] * 4))
+    examples = write(tmp_path / "shown", table)
+
+    def ranker(arrays):
+        return {"logit": arrays["mean_s"], "expected_watch_time_s": np.exp(arrays["mean_s"])}
+
+    result, predicted = offline.evaluate_ranking(ranker, encoder, examples)
+    assert not result.watch_time_s.any(), "watch time without a click is none of the impression's"
+    assert all(np.isnan(value) for value in result.metrics().values())
+    assert all(np.isnan(value) for value in result.metrics_by_slice().values())
+    assert np.isfinite(predicted["logit"]).all()
+
+
 def test_the_impression_side_is_never_held():
     features = (
         FeatureSpec("video_id", "categorical", "video", None, "impression"),
