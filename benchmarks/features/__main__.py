@@ -19,7 +19,7 @@ from benchmarks.features.logs import SPLIT, write_logs
 from watchnext.console import say
 from watchnext.engine import EngineParams, connect
 from watchnext.features import ranking_features
-from watchnext.features.history import Logs, make_streams, read_logs, user_buckets
+from watchnext.features.history import Logs, make_streams, read_logs, read_once, user_buckets
 from watchnext.features.vocabulary import SPACES
 from watchnext.stages.featurize import Params
 
@@ -50,8 +50,11 @@ def measure_ours(work: Path) -> float:
         logs = read_logs(engine, work / "tables")
         features = declared(logs)
         began = time.perf_counter()
-        for part, own in enumerate(user_buckets(logs, Params().events_per_bucket)):
+        buckets = user_buckets(logs, Params().events_per_bucket)
+        for part, own in enumerate(buckets):
             with engine.scope():
+                if len(buckets) > 1:
+                    own = read_once(engine, own)
                 streams = make_streams(engine, own)
                 ranking_features.write_ranking_examples(
                     engine, own, streams, SPLIT, features, work / "features", pageless=frozenset(), part=part

@@ -225,6 +225,19 @@ def user_buckets(logs: Logs, events_per_bucket: int) -> list[Logs]:
     return pieces
 
 
+def read_once(engine: Engine, bucket: Logs) -> Logs:
+    """A bucket whose tables are looked up in the logs once and kept, until the scope around ends.
+
+    Every window and join reads them anew, and a bucket is found by looking through all users: with twice the logs there are
+    twice the buckets, each of which would look through twice the rows as often as it is read.
+    """
+    tables = {
+        name: table if name == "videos" else engine.materialize(table)
+        for name, table in bucket.tables.items()
+    }
+    return dataclasses.replace(bucket, tables=tables)
+
+
 def make_streams(engine: Engine, logs: Logs) -> Streams:
     """Bring the tables of the logs into the form that `as_of` takes."""
     tables = logs.tables

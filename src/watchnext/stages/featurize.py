@@ -13,7 +13,7 @@ from watchnext.data.split import SplitDays, days_between, rows_per_day, split_da
 from watchnext.engine import EngineParams, connect
 from watchnext.features import further_examples, quantiles, ranking_features, retrieval_examples, vocabulary
 from watchnext.features.batches import write_manifest
-from watchnext.features.history import make_streams, read_logs, user_buckets
+from watchnext.features.history import make_streams, read_logs, read_once, user_buckets
 
 
 class VocabularySizes(Section):
@@ -104,6 +104,8 @@ def featurize(
         buckets = user_buckets(logs, params.events_per_bucket)
         for part, own in enumerate(track(buckets, "featurize: users in buckets")):
             with opened.scope():
+                if len(buckets) > 1:
+                    own = read_once(opened, own)
                 streams = make_streams(opened, own)
                 with opened.scope():
                     rows.update(
