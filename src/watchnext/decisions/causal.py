@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from watchnext.decisions.gate import Check
+from watchnext.decisions.slates import Shown
 from watchnext.errors import InputError
 from watchnext.features.history import Id
 
@@ -22,23 +23,6 @@ if TYPE_CHECKING:
 
 CHECK = "watch_time_s_per_impression"
 LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Shown:
-    """An impression of a logged page.
-
-    Attributes:
-        video_id: what was shown.
-        position: where, from 0.
-        propensity: probability, given the request, that the logging policy put it there; None where the log has none.
-        watch_time_s: 0 where it was not clicked.
-    """
-
-    video_id: Id
-    position: int
-    propensity: float | None
-    watch_time_s: float
 
 
 @dataclass(frozen=True)

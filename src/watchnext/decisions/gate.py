@@ -28,6 +28,9 @@ from watchnext.errors import InputError
 from watchnext.registry import Registry, UnusableBundleError, Version
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
     from watchnext.evaluation.intervals import Change, PerUser
 
 Verdict = Literal["challenger", "rejected", "held"]
@@ -49,7 +52,9 @@ HEADLINES = (
 
 SMOKE_SLATE = 20
 
-_FORMAT = 4
+_BASELINE_EVENTS = 5_000
+
+_FORMAT = 5
 """Raise it when a change of this code changes what a decision means: bundles are then judged anew."""
 _PYFUNC = Path(__file__).parents[1] / "serving" / "pyfunc.py"
 """The script that MLflow stores with a version. A path, since what it is made of lies above this layer."""
@@ -103,6 +108,32 @@ class Minimum(Section):
     reason: str
 
 
+class Maximum(Section):
+    """A check against a fixed bound, in the unit that its name ends with."""
+
+    maximum: float = Field(gt=0)
+    reason: str
+
+
+class FinalSlates(Section):
+    """The slates that serving would have given to requests of the gate day, after both stages.
+
+    Attributes:
+        requests: how many are asked again, spread evenly over the day.
+        length: of the slates.
+        latency_p50_ms: the median answer may take so long.
+        margin: share of the champion's watch time captured that may be lost; fails only where the loss is shown, since
+            few requests cannot rule it out.
+        reason: why; shown with the outcome.
+    """
+
+    requests: int = Field(default=200, ge=1)
+    length: int = Field(default=20, ge=1, le=500)
+    latency_p50_ms: float = Field(default=500.0, gt=0)
+    margin: float = Field(default=0.1, ge=0, lt=1)
+    reason: str = "users see the slate of both stages, not the candidates of one"
+
+
 class Checks(Section):
     """What a bundle has to pass, `promote.checks` in params.yaml.
 
@@ -120,6 +151,11 @@ class Checks(Section):
     popular_7_days_recall_at_100: Margin = Margin(
         margin=0.0, reason="a model that the most popular videos beat is not worth serving"
     )
+    co_watched_recall_at_100: Margin = Margin(
+        margin=0.0, reason="two towers have to know no less than who watched what together"
+    )
+    size_mb: Maximum = Maximum(maximum=20_000.0, reason="a server has to load it beside the champion")
+    final_slates: FinalSlates = FinalSlates()
     improvement: Improvement = Improvement()
     slices: Slices = Slices()
     index_recall_at_100: Minimum = Minimum(minimum=0.97, reason="what the index misses nobody can be shown")
@@ -197,6 +233,8 @@ def judge(
     champion_not_comparable: NotComparable = "hold",
     against: str = "none",
     place: int = 1,
+    tables: Path | None = None,
+    validated: Path | None = None,
 ) -> Decision:
     """Measure a candidate, and the champion on the same examples, and check the one against the other.
 
@@ -210,6 +248,8 @@ def judge(
             examples: `hold` it, or let it `replace` the champion if it passes every check that needs none.
         against: what to call the champion in the decision.
         place: of the candidate among those that this day judges, from 1.
+        tables: validated tables, whose requests are asked again; None: no slates are judged.
+        validated: metrics of the stage validate about these tables; None with them.
 
     Raises:
         InputError: the candidate cannot be measured.
@@ -224,15 +264,39 @@ def judge(
     begins = day_begins_at(date.fromisoformat(gate), manifest["time_zone"])
     ours = measure(candidate, features, "gate", exclude=exclude)
     measured = dict(ours.metrics)
-    measured |= _popular(features, date.fromisoformat(gate), exclude)
+    day = date.fromisoformat(gate)
+    measured |= _popular(features, day, exclude) | _co_watched(candidate, features, day, exclude)
     found = [
         _trained_before("trained_until_at", candidate, begins),
         Check("digests", "every file", "as packaged", "passed", "what was judged is what will be served"),
         smoke_request(candidate),
         _at_least_index(measured, checks.index_recall_at_100),
-        _beats(measured["recall_at_100"], measured["popular_7_days_recall_at_100"], checks),
+        _beats(
+            measured,
+            "popular_7_days",
+            "most popular of the last 7 days",
+            checks.popular_7_days_recall_at_100,
+            or_equals=False,
+        ),
+        *(
+            [
+                _beats(
+                    measured,
+                    "co_watched",
+                    "co-watched videos alone",
+                    checks.co_watched_recall_at_100,
+                    or_equals=True,
+                )
+            ]
+            if "co_watched_recall_at_100" in measured
+            else []
+        ),
+        _small_enough(candidate, checks.size_mb),
     ]
+    if validated is not None and tables is not None:
+        found.append(_validated(candidate, manifest, tables, validated))
     problem = ""
+    opponent: Bundle | None = None
     confidence = 1 - spent_on(place, 1 - checks.confidence)
     if champion is not None:
         # The candidate has just been measured by the same code on the same examples: what fails now is the champion.
@@ -242,6 +306,7 @@ def judge(
             with about_the_champion():
                 theirs = measure(champion, features, "gate", exclude=exclude)
             changes = ours.changes(theirs, confidence)
+            opponent = champion
         except NotComparableError as error:
             problem = str(error)
         else:
@@ -251,6 +316,7 @@ def judge(
             measured |= {"challengers_of_the_day": place, "confidence": confidence}
             measured |= {f"champion_{name}": value for name, value in theirs.metrics.items()}
             measured |= change_metrics(changes)
+            measured |= ours.second_look(theirs, confidence)
         found.append(_comparable(problem, champion_not_comparable))
     if champion is None or problem:
         for name, check in (
@@ -260,6 +326,12 @@ def judge(
             bound = "a number: there is no other model to compare with"
             outcome: Outcome = "passed" if math.isfinite(measured[name]) else "not judged"
             found.append(Check(name, _shown(measured[name]), bound, outcome, check.reason))
+    if tables is not None:
+        more, figures = _final_slates(
+            candidate, opponent, tables, features, day, manifest, checks, confidence
+        )
+        found += more
+        measured |= figures
     verdict, reason = sum_up(found)
     replaces = bool(problem) and verdict == "challenger"
     if verdict == "held" and problem:
@@ -304,6 +376,23 @@ def _comparable(problem: str, rule: NotComparable) -> Check:
 
 
 @dataclass(frozen=True)
+class Events:
+    """What a metric is the mean of, event by event.
+
+    Attributes:
+        values: float64 [num_events].
+        weights: float64 [num_events]; the metric is sum(values) / sum(weights).
+        user_ids: [num_events].
+        video_ids: [num_events].
+    """
+
+    values: "np.ndarray"
+    weights: "np.ndarray"
+    user_ids: "pa.Array"
+    video_ids: "pa.Array"
+
+
+@dataclass(frozen=True)
 class Measured:
     """A bundle on the examples of a day.
 
@@ -311,11 +400,39 @@ class Measured:
         metrics: recall_at_K, map, weighted_pairwise_loss, auc and index_recall_at_100.
         per_user: what recall_at_100 and weighted_pairwise_loss are the means of, by user.
         slices: the same in each part of the day, by its name and then the metric's.
+        events: the same by event, for intervals over users and videos.
     """
 
     metrics: Mapping[str, float]
     per_user: Mapping[str, "PerUser"]
     slices: Mapping[str, Mapping[str, "PerUser"]] = field(default_factory=dict)
+    events: Mapping[str, Events] = field(default_factory=dict)
+
+    def second_look(self, other: "Measured", confidence: float) -> dict[str, float]:
+        """Ends of the intervals of `changes` where other videos would have been drawn as well as other users.
+
+        Returns:
+            change_NAME_users_by_videos_low and _high.
+        """
+        from watchnext.evaluation.intervals import two_way_change
+
+        found: dict[str, float] = {}
+        for name, own in self.events.items():
+            ends = two_way_change(
+                own.values,
+                other.events[name].values,
+                own.user_ids,
+                own.video_ids,
+                level=2 * confidence - 1,
+            )
+            found |= dict(
+                zip(
+                    (f"change_{name}_users_by_videos_low", f"change_{name}_users_by_videos_high"),
+                    ends,
+                    strict=True,
+                )
+            )
+        return found
 
     def changes(self, other: "Measured", confidence: float) -> dict[str, "Change"]:
         """How much it differs from another bundle on the same examples: each end alone holds at `confidence`.
@@ -349,7 +466,7 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
     from watchnext.evaluation import offline
     from watchnext.evaluation.candidates import nominated_by, stored_scorer
     from watchnext.evaluation.intervals import PerUser, per_user
-    from watchnext.evaluation.metrics import pairwise_losses
+    from watchnext.evaluation.metrics import calibration_ratios, pairwise_losses
     from watchnext.features.batches import Encoder
     from watchnext.index.scann import ScannSearcher
     from watchnext.models.candidate_sources import Corpus, read_videos
@@ -372,7 +489,7 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
     scorer = stored_scorer(
         encoder, corpus, bundle.recommend["sources"], bundle.path, bundle.index, bundle.sources
     )
-    ranking, _ = offline.evaluate_ranking(
+    ranking, predicted = offline.evaluate_ranking(
         load_signature(str(bundle.ranker)),
         encoder,
         features / "ranking_examples" / split,
@@ -383,6 +500,9 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
     values = {
         **retrieval.metrics((10, 100)),
         **ranking.metrics(),
+        "calibration": calibration_ratios(
+            predicted["expected_watch_time_s"], ranking.clicked, ranking.watch_time_s
+        )["calibration"],
         "index_recall_at_100": offline.index_recall(query_tower, searcher, candidates, encoder, events, 100),
     }
     mispredicted, total = pairwise_losses(
@@ -407,7 +527,23 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
         "recall_at_100": hits(np.ones(len(found), bool)),
         "weighted_pairwise_loss": loss(np.ones(len(total), bool)),
     }
-    return Measured(values, everything, slices)
+    pairs = total > 0
+    labels, shown = (
+        pa.concat_tables(offline.tables_of(features / kind / split, ["video_id"]))[
+            "video_id"
+        ].combine_chunks()
+        for kind in ("retrieval_examples", "ranking_examples")
+    )
+    both = {
+        "recall_at_100": Events(found, np.ones(len(found)), retrieval.user_ids, labels),
+        "weighted_pairwise_loss": Events(
+            mispredicted[pairs],
+            total[pairs],
+            ranking.user_ids.filter(pa.array(pairs)),
+            shown.filter(pa.array(pairs)),
+        ),
+    }
+    return Measured(values, everything, slices, both)
 
 
 def change_metrics(changes: Mapping[str, "Change"]) -> dict[str, float]:
@@ -530,9 +666,14 @@ def _no_worse(
     confidence: float,
     undecided: Outcome,
     reason: str,
+    worse: float | None = None,
 ) -> Check:
-    """One of `no_worse`: `means` are ours and theirs, `changes` by which harm is ruled out, and by which it is shown."""
-    worse = -1.0 if name.startswith("recall") else 1.0
+    """One of `no_worse`: `means` are ours and theirs, `changes` by which harm is ruled out, and by which it is shown.
+
+    `worse` is the sign of what is worse; None: of recalls a fall, else a rise.
+    """
+    if worse is None:
+        worse = -1.0 if name.startswith("recall") else 1.0
     change, shown = changes
     low, high = sorted((worse * change.low, worse * change.high))
     outcome = undecided
@@ -657,6 +798,8 @@ def promote_bundle(
     champion_not_comparable: NotComparable = "hold",
     previous_metrics: Mapping[str, Any] | None,
     out_report: Path,
+    tables: Path | None = None,
+    validated: Path | None = None,
 ) -> dict[str, float | int | str] | None:
     """Judge the bundle, register it, and give its version the role that it earned.
 
@@ -674,6 +817,8 @@ def promote_bundle(
         champion_not_comparable: see `judge`.
         previous_metrics: what this stage returned last, if its outputs still stand; else None.
         out_report: where decision.json and decision.html go.
+        tables: see `judge`.
+        validated: see `judge`.
 
     Returns:
         metrics, or None when this bundle was judged against this champion by these checks before.
@@ -723,6 +868,8 @@ def promote_bundle(
             champion_not_comparable=champion_not_comparable,
             against=against,
             place=place,
+            tables=tables,
+            validated=validated,
         )
     if is_champion:
         say(f"promote: this bundle is the champion already, version {champion.number if champion else ''}")
@@ -916,6 +1063,32 @@ def _popular(features: Path, day: date, exclude: Exclude) -> dict[str, float]:
     return {"popular_7_days_recall_at_100": result.metrics((100,))["recall_at_100"]}
 
 
+def _co_watched(bundle: Bundle, features: Path, day: date, exclude: Exclude) -> dict[str, float]:
+    """Of the bundle's own table of what is watched together, which its own training days made; none without it."""
+    import dataclasses
+
+    from watchnext.evaluation.candidates import evaluate_blend, stored_scorer
+    from watchnext.features.batches import Encoder
+    from watchnext.models.candidate_sources import Corpus, read_videos
+    from watchnext.models.nominations import statistics_of
+
+    encoder = Encoder.load(bundle.features)
+    corpus = Corpus(encoder.vocabularies["video"], read_videos(bundle.features / "videos"))
+    scorer = stored_scorer(
+        encoder, corpus, bundle.recommend["sources"], bundle.path, bundle.index, bundle.sources
+    )
+    found = evaluate_blend(
+        dataclasses.replace(scorer, quotas={"co_watched": 1}),
+        statistics_of(features / "video_statistics", day),
+        features / "retrieval_examples" / "gate",
+        exclude=exclude,
+        ks=(100,),
+        max_events=_BASELINE_EVENTS,
+    )
+    name = "co_watched_alone_recall_at_100"
+    return {"co_watched_recall_at_100": found[name]} if name in found else {}
+
+
 def _trained_before(name: str, bundle: Bundle, begins: datetime) -> Check:
     passed = bundle.trained_until_at <= begins
     return Check(
@@ -939,20 +1112,126 @@ def _at_least_index(measured: Mapping[str, float], check: Minimum) -> Check:
     )
 
 
-def _beats(ours: float, popular: float, checks: Checks) -> Check:
-    margin = checks.popular_7_days_recall_at_100.margin
-    needed = popular * (1 + margin)
+def _beats(
+    measured: Mapping[str, float], baseline: str, told: str, asked: Margin, *, or_equals: bool
+) -> Check:
+    name = f"{baseline}_recall_at_100"
+    ours, needed = measured["recall_at_100"], measured[name] * (1 + asked.margin)
     outcome: Outcome = "not judged"
     if math.isfinite(ours) and math.isfinite(needed):
-        outcome = "passed" if ours > needed else "failed"
-    by = f" by {margin:.1%}" if margin else ""
+        outcome = "passed" if ours > needed or (or_equals and ours == needed) else "failed"
+    by = f" by {asked.margin:.1%}" if asked.margin else ""
+    bound = f"{'>=' if or_equals else '>'} {_shown(needed)}, {told}{by}"
+    return Check(name, _shown(ours), bound, outcome, asked.reason)
+
+
+def _small_enough(bundle: Bundle, asked: Maximum) -> Check:
+    size_mb = sum(file.stat().st_size for file in bundle.path.rglob("*") if file.is_file()) / 1e6
+    outcome: Outcome = "passed" if size_mb <= asked.maximum else "failed"
+    return Check("size_mb", f"{size_mb:.1f}", f"<= {asked.maximum:g}", outcome, asked.reason)
+
+
+def _validated(bundle: Bundle, features: Mapping[str, Any], tables: Path, validated: Path) -> Check:
+    """The report of validation is about this very data: tables, features and bundle have its digest."""
+    judged = json.loads((tables / "source.json").read_text(encoding="utf-8"))["digest"]
+    digests = {
+        "the tables": judged,
+        "the features": features["data_digest"],
+        "the bundle": bundle.manifest["data_digest"],
+    }
+    failures = json.loads(validated.read_text(encoding="utf-8")).get("expectations_failed")
+    others = [who for who, digest in digests.items() if digest != judged]
+    value = f"{'no' if failures == 0 else failures} failed expectations"
+    if others:
+        value += f", but {' and '.join(others)} of other data"
     return Check(
-        "popular_7_days_recall_at_100",
-        _shown(ours),
-        f"> {_shown(needed)}, most popular of the last 7 days{by}",
-        outcome,
-        checks.popular_7_days_recall_at_100.reason,
+        "validated",
+        value,
+        f"no failed expectations of the data {judged[:12]}",
+        "passed" if failures == 0 and not others else "failed",
+        "what was judged on other data, or on data that failed, was not judged",
     )
+
+
+def _final_slates(
+    candidate: Bundle,
+    champion: Bundle | None,
+    tables: Path,
+    features: Path,
+    day: date,
+    manifest: Mapping[str, Any],
+    checks: Checks,
+    confidence: float,
+) -> tuple[list[Check], dict[str, float]]:
+    """Requests of the gate day asked again: what the slates of both stages hold of what was watched later that day."""
+    import numpy as np
+    import pyarrow as pa
+
+    from watchnext.decisions.slates import answer_all, captured, hits, read_requests
+    from watchnext.evaluation.intervals import PerUser, paired_change, per_user
+    from watchnext.recommend.recommender import Recommender
+
+    asked = checks.final_slates
+    requests = read_requests(tables, day, manifest["time_zone"], asked.requests)
+    bundles = [candidate] if champion is None else [candidate, champion]
+    answers = answer_all(
+        [Recommender.open(bundle) for bundle in bundles],
+        requests,
+        tables,
+        features,
+        day,
+        asked.length,
+        "asking the gate day again",
+    )
+    watched = [number for number, request in enumerate(requests) if sum(request.watched_later.values()) > 0]
+    users = pa.array([requests[number].user_id for number in watched])
+    figures: dict[str, float] = {"slate_requests": len(requests)}
+    shares: list[PerUser] = []
+    for place, who in enumerate(("", "champion_")[: len(bundles)]):
+        slates = [answers[number][place].slate for number in watched]
+        found = [hits(slate, requests[number]) for slate, number in zip(slates, watched, strict=True)]
+        seconds = [captured(slate, requests[number]) for slate, number in zip(slates, watched, strict=True)]
+        figures[f"{who}slate_recall_at_{asked.length}"] = float(np.mean(found)) if found else math.nan
+        figures[f"{who}slate_watch_time_share_at_{asked.length}"] = (
+            float(np.mean(seconds)) if seconds else math.nan
+        )
+        figures[f"{who}latency_p50_ms"] = float(np.median([both[place].latency_ms for both in answers]))
+        figures[f"{who}errors"] = float(np.mean([bool(both[place].error) for both in answers]))
+        if watched:
+            shares.append(per_user(np.array(seconds), users))
+    failed = next((both[0].error for both in answers if both[0].error), "")
+    found_checks = [
+        Check(
+            "answers",
+            f"{figures['errors']:.2%} errors" + (f", the first: {failed}" if failed else ""),
+            "no errors",
+            "failed" if failed else "passed",
+            "every request has to be answered",
+        ),
+        Check(
+            "latency_p50_ms",
+            f"{figures['latency_p50_ms']:.1f}",
+            f"<= {asked.latency_p50_ms:g}",
+            "passed" if figures["latency_p50_ms"] <= asked.latency_p50_ms else "failed",
+            "people leave pages that do not come",
+        ),
+    ]
+    if len(shares) > 1:
+        name = f"slate_watch_time_share_at_{asked.length}"
+        change = paired_change(*shares, level=2 * confidence - 1)
+        found_checks.append(
+            _no_worse(
+                name,
+                (figures[name], figures[f"champion_{name}"]),
+                (change, change),
+                asked.margin,
+                confidence=confidence,
+                undecided="passed",
+                reason=asked.reason,
+                worse=-1.0,
+            )
+        )
+    return found_checks, figures
 
 
 def _outcome(value: float, bound: float, *, at_least: bool) -> Outcome:

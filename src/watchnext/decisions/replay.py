@@ -9,10 +9,9 @@ The setting `evidence: offline` crowns a challenger that nothing vetoes all the 
 import base64
 import json
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -20,10 +19,10 @@ from pydantic import Field
 
 from watchnext.bundle import read_digest
 from watchnext.config import Exclude, Section
-from watchnext.console import print_table, say, track
+from watchnext.console import print_table, say
 from watchnext.data.split import day_begins_at
 from watchnext.decisions.causal import CHECK as PROPENSITIES
-from watchnext.decisions.causal import Page, Shown, watch_time_check
+from watchnext.decisions.causal import Page, watch_time_check
 from watchnext.decisions.experiment import experiment_check, not_told, read_experiment
 from watchnext.decisions.forest import forest_plot
 from watchnext.decisions.gate import (
@@ -43,22 +42,20 @@ from watchnext.decisions.gate import (
     no_worse,
 )
 from watchnext.decisions.live_log import digest_of_log, live_figures
-from watchnext.decisions.overlap import RBO_PERSISTENCE, rank_biased_overlap, slate_overlap
+from watchnext.decisions.overlap import RBO_PERSISTENCE
+from watchnext.decisions.slates import Paired, Request, read_requests, replay, statistics_of, summarize
 from watchnext.errors import InputError
 from watchnext.features.history import Id
-from watchnext.recommend.recommender import Recommender, Slate
+from watchnext.recommend.recommender import Recommender
 from watchnext.registry import Registry, UnusableBundleError, Version
 
 if TYPE_CHECKING:
     from watchnext.evaluation.intervals import Change
-    from watchnext.features.ranking_features import VideoStatistics
 
 Verdict = Literal["crown", "keep", "continue"]
 Evidence = Literal["offline", "causal"]
 
-_WARM_UP = 5
-
-_FORMAT = 4
+_FORMAT = 5
 """Raise it when a change of this code changes what a comparison means: the same two are then compared anew."""
 
 T = TypeVar("T")
@@ -121,28 +118,6 @@ class Live(Section):
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Both answers to one request.
-
-    Attributes:
-        overlap: share of the slate's places filled by videos that are in both slates, 0 to 1.
-        rank_biased_overlap: the same with the first places weighing most, 0 to 1.
-        hits: champion's and challenger's share of the user's later completed watches of the day that are in the
-            first slate_length places; NaN where there were none.
-        latency_ms: champion's and challenger's.
-        errors: what champion and challenger failed with; "" for an answer.
-        slates: champion's and challenger's, best first; empty for an error.
-    """
-
-    overlap: float
-    rank_biased_overlap: float
-    hits: tuple[float, float]
-    latency_ms: tuple[float, float]
-    errors: tuple[str, str]
-    slates: tuple[Sequence[Id], Sequence[Id]] = ((), ())
-
-
-@dataclass(frozen=True)
 class Comparison:
     """What the shadow day says.
 
@@ -161,188 +136,6 @@ class Comparison:
     checks: tuple[Check, ...]
     metrics: Mapping[str, float]
     judged: Mapping[str, str | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A logged request of the shadow day, what its user completed later that day, and the page that it got."""
-
-    user_id: Id
-    at: datetime
-    surface: str | None
-    device: str | None
-    logged_in: bool | None
-    watched_later: frozenset[Id]
-    shown: tuple[Shown, ...] = ()
-
-
-def read_requests(tables: Path, day: date, time_zone: str, how_many: int) -> list[Request]:
-    """Requests of a local day, spread evenly over it, with what followed.
-
-    Args:
-        tables: validated tables.
-        day: the shadow day.
-        time_zone: in which it is cut.
-        how_many: at most so many.
-
-    Raises:
-        InputError: the day has no requests.
-    """
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.dataset as ds
-
-    begins, ends = (day_begins_at(day + timedelta(days=more), time_zone) for more in (0, 1))
-
-    def rows(name: str, instant: str, columns: Sequence[str]) -> pa.Table:
-        dataset = ds.dataset([str(part) for part in sorted((tables / name).glob("part-*.parquet"))])
-        kind = dataset.schema.field(instant).type
-        inside = (ds.field(instant) >= pa.scalar(begins, kind)) & (ds.field(instant) < pa.scalar(ends, kind))
-        present = [column for column in columns if column in dataset.schema.names]
-        return dataset.to_table(columns=present, filter=inside)
-
-    of_request = ("user_id", "shown_at", "surface", "device", "logged_in")
-    of_page = ("video_id", "position", "propensity", "watch_time_s")
-    impressions = rows("impressions", "shown_at", ("request_id", *of_request, *of_page))
-    if impressions.num_rows == 0:
-        raise InputError(f"no requests on the shadow day {day}", where=str(tables / "impressions"))
-    others = [name for name in impressions.column_names if name in of_request]
-    firsts = impressions.group_by("request_id", use_threads=False).aggregate(
-        [(name, "min") for name in others]
-    )
-    firsts = firsts.rename_columns([name.removesuffix("_min") for name in firsts.column_names])
-    firsts = firsts.sort_by([("shown_at", "ascending"), ("request_id", "ascending")])
-    places = np.unique(np.linspace(0, firsts.num_rows - 1, min(how_many, firsts.num_rows)).astype(int))
-    chosen = firsts.take(pa.array(places)).to_pylist()
-    pages: dict[Id, list[Shown]] = {row["request_id"]: [] for row in chosen}
-    for row in impressions.filter(
-        pc.is_in(
-            impressions["request_id"], value_set=firsts["request_id"].take(pa.array(places)).combine_chunks()
-        )
-    ).to_pylist():
-        if row.get("position") is not None:
-            pages[row["request_id"]].append(
-                Shown(row["video_id"], row["position"], row.get("propensity"), row.get("watch_time_s") or 0.0)
-            )
-
-    watches = rows("watches", "watched_at", ("user_id", "video_id", "watched_at", "completed"))
-    users = pa.array(sorted({row["user_id"] for row in chosen}), watches.schema.field("user_id").type)
-    watches = watches.filter(pc.and_(watches["completed"], pc.is_in(watches["user_id"], value_set=users)))
-    by_user: dict[Id, list[tuple[datetime, Id]]] = {}
-    for row in watches.to_pylist():
-        by_user.setdefault(row["user_id"], []).append((row["watched_at"], row["video_id"]))
-    return [
-        Request(
-            user_id=row["user_id"],
-            at=row["shown_at"],
-            surface=row.get("surface"),
-            device=row.get("device"),
-            logged_in=row.get("logged_in"),
-            watched_later=frozenset(
-                video
-                for watched_at, video in by_user.get(row["user_id"], ())
-                if watched_at >= row["shown_at"]
-            ),
-            shown=tuple(pages[row["request_id"]]),
-        )
-        for row in chosen
-    ]
-
-
-def replay(
-    champion: Recommender,
-    challenger: Recommender,
-    requests: Sequence[Request],
-    tables: Path,
-    features: Path,
-    day: date,
-    length: int,
-) -> list[Paired]:
-    """Answer every request with both, taking turns in going first.
-
-    Args:
-        champion: its bundle, loaded.
-        challenger: its bundle, loaded.
-        requests: see `read_requests`.
-        tables: validated tables, for what users had done by then.
-        features: outputs of featurize, for the statistics of videos as of `day`.
-        day: the shadow day.
-        length: of the slates.
-    """
-    from watchnext.features.ranking_features import RequestContext
-    from watchnext.recommend.state import UserStates
-
-    states = UserStates.read(tables, {request.user_id for request in requests})
-    statistics = _statistics(features, day)
-    both = (champion, challenger)
-
-    def answer(recommender: Recommender, request: Request) -> tuple[Slate | None, float, str]:
-        facts = states.facts_of(request.user_id)
-        context = RequestContext(
-            user_id=request.user_id,
-            at=request.at,
-            surface=request.surface,
-            device=request.device,
-            logged_in=request.logged_in,
-            region=facts.region,
-            age_years=facts.age_years,
-            gender=facts.gender,
-            user_columns=facts.columns,
-        )
-        began = time.perf_counter()
-        try:
-            slate = recommender.recommend(
-                states.history(request.user_id), context, length, statistics=statistics
-            )
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is counted, shown and can veto
-            return None, 1000 * (time.perf_counter() - began), f"{type(error).__name__}: {error}"
-        return slate, 1000 * (time.perf_counter() - began), ""
-
-    for request in requests[:_WARM_UP]:
-        for recommender in both:
-            answer(recommender, request)
-    paired = []
-    for number, request in enumerate(track(requests, "replaying the shadow day")):
-        order = (0, 1) if number % 2 == 0 else (1, 0)
-        answers = {which: answer(both[which], request) for which in order}
-        slates = [answers[which][0] for which in (0, 1)]
-        first, second = (slate.video_ids if slate is not None else () for slate in slates)
-        paired.append(
-            Paired(
-                overlap=slate_overlap(first, second),
-                rank_biased_overlap=rank_biased_overlap(first, second),
-                hits=(_hits(first, request), _hits(second, request)),
-                latency_ms=(answers[0][1], answers[1][1]),
-                errors=(answers[0][2], answers[1][2]),
-                slates=(list(first), list(second)),
-            )
-        )
-    return paired
-
-
-def summarize(paired: Sequence[Paired], length: int) -> dict[str, float]:
-    """Figures of a replay: means over requests, latency percentiles, shares of errors."""
-    import numpy as np
-
-    metrics: dict[str, float] = {
-        "requests": len(paired),
-        f"slate_overlap_at_{length}": float(np.mean([pair.overlap for pair in paired])),
-        "rank_biased_overlap": float(np.mean([pair.rank_biased_overlap for pair in paired])),
-    }
-    hits = np.array([pair.hits for pair in paired])
-    judged = np.isfinite(hits).all(axis=1)
-    for place, who in enumerate(("champion", "challenger")):
-        latency = [pair.latency_ms[place] for pair in paired]
-        metrics[f"{who}_latency_p50_ms"] = float(np.percentile(latency, 50))
-        metrics[f"{who}_latency_p99_ms"] = float(np.percentile(latency, 99))
-        metrics[f"{who}_errors"] = float(np.mean([bool(pair.errors[place]) for pair in paired]))
-        # Recall of the whole slate service, not of candidate generation: hence the word slate.
-        metrics[f"{who}_slate_recall_at_{length}"] = (
-            float(hits[judged, place].mean()) if judged.any() else math.nan
-        )
-    metrics["requests_with_later_watches"] = int(judged.sum())
-    return metrics
 
 
 def decide(
@@ -609,7 +402,8 @@ def _restored(kept: Mapping[str, Any]) -> tuple[Comparison, list[Paired]]:
         Paired(
             pair["overlap"],
             pair["rank_biased_overlap"],
-            _two(math.nan if hits is None else hits for hits in pair["hits"]),
+            _two(math.nan if share is None else share for share in pair["hits"]),
+            _two(math.nan if share is None else share for share in pair["captured"]),
             _two(pair["latency_ms"]),
             _two(pair["errors"]),
             _two(pair["slates"]),
@@ -739,28 +533,21 @@ def _live_checks(
 def _causal_check(
     asked: Sequence[Request], paired: Sequence[Paired], features: Path, day: date
 ) -> tuple[Check, dict[str, float]]:
-    statistics = _statistics(features, day)
+    import pyarrow as pa
+
+    from watchnext.features.ranking_features import COUNTS
+
+    past = statistics_of(features, day).videos
+    impressions, watch_time_ms = COUNTS.index("impressions"), COUNTS.index("watch_time_ms")
 
     def expected_s(video_id: Id) -> float:
-        past = statistics.of(video_id)
-        return past.watch_time_ms / 1000 / past.impressions if past.impressions else 0.0
+        counts = past.of(pa.array([video_id]))[0]
+        return float(counts[watch_time_ms] / 1000 / counts[impressions]) if counts[impressions] else 0.0
 
     pages = [
         Page(request.user_id, request.shown, pair.slates) for request, pair in zip(asked, paired, strict=True)
     ]
     return watch_time_check(pages, expected_s)
-
-
-def _statistics(features: Path, day: date) -> "VideoStatistics":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from watchnext.features.ranking_features import VideoStatistics
-
-    parts = sorted((features / "video_statistics").glob("part-*.parquet"))
-    return VideoStatistics.from_table(
-        pa.concat_tables([pq.read_table(part, filters=[("day", "=", day)]) for part in parts])
-    )
 
 
 def _not_comparable(problem: str, evidence: Evidence) -> Comparison:
@@ -896,9 +683,3 @@ def _plot(paired: Sequence[Paired], length: int, out_report: Path) -> None:
     axes.legend()
     figure.savefig(out_report / "latency.png", dpi=120)
     plt.close(figure)
-
-
-def _hits(shown: Sequence[Id], request: Request) -> float:
-    if not request.watched_later:
-        return math.nan
-    return len(request.watched_later & set(shown)) / len(request.watched_later)

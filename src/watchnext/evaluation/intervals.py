@@ -10,6 +10,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 _DRAWS_AT_ONCE = 4_000_000
+_EVENTS_DRAWN = 2_000_000
 _SOLVE_STEPS = 50
 _NEAR_THE_MEAN = 0.1
 """Normal quantiles below which the saddlepoint formula would divide what rounding leaves by little."""
@@ -226,6 +227,57 @@ def paired_changes(ours: PerUser, theirs: PerUser, *, levels: Sequence[float]) -
         low, high = sorted((end((1 - level) / 2), end((1 + level) / 2)))
         found.append(Change(value, low, high, error))
     return found
+
+
+def two_way_change(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    user_ids: pa.Array,
+    video_ids: pa.Array,
+    *,
+    level: float,
+    resamples: int = 1_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of the ratio of two sums over events, less 1, where other users and other videos would have been drawn.
+
+    Users and videos are drawn apart, each whole and with replacement, and an event counts as often as its user was drawn
+    times as often as its video was (the pigeonhole bootstrap): where a few videos make most of the difference,
+    intervals over users alone are too narrow. It is somewhat wider than right where neither matters. Percentiles.
+
+    Args:
+        ours: float64 [num_events], of the model in question.
+        theirs: of the other one.
+        user_ids: [num_events].
+        video_ids: [num_events].
+        level: how often the interval is to hold the ratio.
+        resamples: how many draws; fewer, and 200 at least, of more than two million events.
+        seed: of the draws.
+
+    Returns:
+        Its ends; infinite for one user or one video, NaN where theirs sums to 0.
+
+    Source: A. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007).
+    """
+    if not len(ours) or theirs.sum() == 0:
+        return float("nan"), float("nan")
+    codes = [
+        pc.dictionary_encode(ids).indices.to_numpy(zero_copy_only=False) for ids in (user_ids, video_ids)
+    ]
+    sizes = [int(code.max()) + 1 for code in codes]
+    if min(sizes) < 2:
+        return -np.inf, np.inf
+    rng = np.random.default_rng([seed, *sizes, resamples])
+    both = np.stack([ours, theirs], axis=1)
+    draws = []
+    for _ in range(max(200, min(resamples, 1_000 * _EVENTS_DRAWN // len(ours)))):
+        weights = np.ones(len(ours))
+        for code, size in zip(codes, sizes, strict=True):
+            weights *= np.bincount(rng.integers(size, size=size), minlength=size)[code]
+        own, other = weights @ both
+        draws.append(own / other - 1.0 if other else np.nan)
+    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _solve(

@@ -24,11 +24,13 @@ def promote(
     recommend: RecommendParams,
     bundle: Path,
     features: Path,
+    tables: Path,
+    validated: Path,
     pipeline_run: Callable[[], str],
     out_report: Path,
     previous_metrics: Mapping[str, Any] | None = None,
 ) -> dict[str, float | int | str] | None:
-    """Judge the bundle and register it.
+    """Judge the bundle and register it. `validated` are the metrics of the stage validate, about `tables`.
 
     Raises:
         InputError: the bundle is damaged or cannot be measured, or the registry cannot be used.
@@ -44,6 +46,8 @@ def promote(
         name=model_name(params.model_name, source),
         bundle=bundle,
         features=features,
+        tables=tables,
+        validated=validated,
         checks=params.checks,
         exclude=recommend.exclude,
         champion_not_comparable=params.champion_not_comparable,

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from watchnext.decisions.causal import Page, Shown, watch_time_check
+from watchnext.decisions.causal import Page, watch_time_check
+from watchnext.decisions.slates import Shown
 
 WORTH_S = (10.0, 20.0, 30.0, 40.0, 50.0)
 WORSE, BETTER = [0, 1, 2], [4, 3, 2]

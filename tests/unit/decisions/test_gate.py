@@ -215,11 +215,70 @@ def test_a_wrong_bundle_is_rejected_and_told_why(
     decision = judge(wrong_bundle, right_bundle, world_features, Checks(), against="version 1 of watchnext")
     assert decision.verdict == "rejected"
     failed = {name for name, outcome in outcomes(decision).items() if outcome == "failed"}
-    assert failed == {"recall_at_100", "weighted_pairwise_loss", "popular_7_days_recall_at_100"}
+    assert failed == {
+        "recall_at_100",
+        "weighted_pairwise_loss",
+        "popular_7_days_recall_at_100",
+        "co_watched_recall_at_100",
+    }
     assert decision.metrics["weighted_pairwise_loss"] == pytest.approx(
         1 - decision.metrics["champion_weighted_pairwise_loss"], abs=0.02
     ), "upside down"
     assert judge(right_bundle, wrong_bundle, world_features, Checks()).verdict == "challenger"
+
+
+def validation_metrics(path: Path, failed: int = 0) -> Path:
+    path.write_text(json.dumps({"expectations": 9, "expectations_failed": failed}), encoding="utf-8")
+    return path
+
+
+def test_the_final_slates_are_judged_too(world_features: Path, world_tables: Path, tmp_path: Path) -> None:
+    """Of towers alone, one that names what is watched next and one that does not, by slates of all that they name."""
+    alone = RecommendParams().model_dump()
+    alone["sources"] = {name: 120 if name == "tower" else 0 for name in alone["sources"]}
+    right, wrong = (
+        make_bundle(tmp_path / str(steps), world_features, steps=steps, recommend=alone) for steps in (1, 150)
+    )
+    checks = Checks(final_slates=gate.FinalSlates(requests=40, length=120))
+    validated = validation_metrics(tmp_path / "validate.json")
+    decision = judge(wrong, right, world_features, checks, tables=world_tables, validated=validated)
+    assert decision.metrics["champion_slate_watch_time_share_at_120"] > 0.95
+    assert decision.metrics["slate_watch_time_share_at_120"] < 0.5
+    assert decision.metrics["slate_recall_at_120"] == decision.metrics["slate_watch_time_share_at_120"]
+    assert outcomes(decision)["slate_watch_time_share_at_120"] == "failed"
+    assert {outcomes(decision)[name] for name in ("answers", "size_mb", "validated")} == {"passed"}
+    assert decision.metrics["errors"] == 0.0
+    low, high = (decision.metrics[f"change_recall_at_100_users_by_videos_{end}"] for end in ("low", "high"))
+    assert low == high == -1.0, "every hit is lost, whoever and whatever is drawn"
+    better = judge(right, wrong, world_features, checks, tables=world_tables, validated=validated)
+    assert better.verdict == "challenger", better.reason
+
+
+def test_data_that_failed_or_is_other_data_is_not_judged_by(
+    right_bundle: Bundle, world_features: Path, world_tables: Path, tmp_path: Path
+) -> None:
+    """Bounds of size and time, too, since each has to be able to fail."""
+    failed = validation_metrics(tmp_path / "failed.json", failed=2)
+    small = Checks(
+        size_mb=gate.Maximum(maximum=0.001, reason=""),
+        final_slates=gate.FinalSlates(requests=5, latency_p50_ms=1e-6),
+    )
+    decision = judge(right_bundle, None, world_features, small, tables=world_tables, validated=failed)
+    assert {name for name, outcome in outcomes(decision).items() if outcome == "failed"} == {
+        "size_mb",
+        "latency_p50_ms",
+        "validated",
+    }
+    other = shutil.copytree(world_tables, tmp_path / "other")
+    source = json.loads((other / "source.json").read_text(encoding="utf-8"))
+    (other / "source.json").write_text(json.dumps({**source, "digest": "b" * 64}), encoding="utf-8")
+    passed = validation_metrics(tmp_path / "passed.json")
+    decision = judge(right_bundle, None, world_features, Checks(), tables=other, validated=passed)
+    (check,) = (check for check in decision.checks if check.name == "validated")
+    assert (check.outcome, check.value.endswith("the features and the bundle of other data")) == (
+        "failed",
+        True,
+    )
 
 
 def test_a_champion_of_format_1_is_compared_with(

@@ -12,7 +12,8 @@ from fake_mlflow import Snapshot, killed_for_real_at
 from watchnext.bundle import Bundle
 from watchnext.decisions import gate, replay
 from watchnext.decisions.gate import Checks, Decision, promote_bundle
-from watchnext.decisions.replay import Comparison, Live, Paired, Vetoes, compare_and_crown
+from watchnext.decisions.replay import Comparison, Live, Vetoes, compare_and_crown
+from watchnext.decisions.slates import Paired
 from watchnext.registry import DATABASE, Registry
 from watchnext.tracking import Tracker
 
@@ -22,7 +23,7 @@ Step = Callable[[Registry, Path, Path, Path], object]
 # also in the processes that are killed, which import this module.
 PASSED = Decision("challenger", "passed", (), {"recall_at_100": 0.5}, "")
 CROWN = Comparison("crown", "no veto", "offline", (), {})
-PAIR = Paired(1.0, 1.0, (math.nan, math.nan), (1.0, 2.0), ("", ""))
+PAIR = Paired(1.0, 1.0, (math.nan, math.nan), (math.nan, math.nan), (1.0, 2.0), ("", ""))
 
 
 def promote(registry: Registry, bundle: Path, features: Path, tables: Path) -> object:

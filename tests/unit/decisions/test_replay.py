@@ -17,21 +17,9 @@ from tiny_world import BEGIN, DAYS, GATE_DAY, SHADOW_DAY, USERS, make_bundle, vi
 from watchnext.bundle import Bundle
 from watchnext.decisions import gate, replay
 from watchnext.decisions.gate import Check, Checks, Decision, promote_bundle
-from watchnext.decisions.replay import (
-    Comparison,
-    Live,
-    Paired,
-    Request,
-    Slower,
-    Vetoes,
-    _hits,
-    compare_and_crown,
-    decide,
-    rank_biased_overlap,
-    read_requests,
-    slate_overlap,
-    summarize,
-)
+from watchnext.decisions.overlap import rank_biased_overlap, slate_overlap
+from watchnext.decisions.replay import Comparison, Live, Slower, Vetoes, compare_and_crown, decide
+from watchnext.decisions.slates import Paired, Request, captured, hits, read_requests, summarize
 from watchnext.errors import InputError
 from watchnext.evaluation.intervals import Change
 from watchnext.recommend.recommender import Recommender
@@ -77,9 +65,9 @@ def test_requests_are_spread_over_the_day_with_what_followed(world_tables: Path)
     assert read_requests(world_tables, SHADOW_DAY, "UTC", 5) == some
     day = DAYS - 1
     assert [request.watched_later for request in everything] == [
-        frozenset({video_at(10 * user + 2 * day + 1)}) for user in range(USERS)
+        {video_at(10 * user + 2 * day + 1): 60.0} for user in range(USERS)
     ]
-    with pytest.raises(InputError, match="no requests on the shadow day"):
+    with pytest.raises(InputError, match=f"no requests on {SHADOW_DAY + dt.timedelta(days=30)}"):
         read_requests(world_tables, SHADOW_DAY + dt.timedelta(days=30), "UTC", 5)
 
 
@@ -97,12 +85,18 @@ def test_days_are_local_and_what_followed_ends_with_them(world_tables: Path) -> 
 
 
 def test_hits_are_the_share_of_what_followed() -> None:
-    request = Request(1, BEGIN, None, None, None, frozenset({1, 2, 3, 4}))
-    pair = Paired(0.5, 0.25, (_hits([4, 9, 2], request), _hits([], request)), (10.0, 20.0), ("", "on fire"))
-    nothing_followed = Request(1, BEGIN, None, None, None, frozenset())
-    other = Paired(
-        1.0, 0.75, (_hits([1], nothing_followed), _hits([1], nothing_followed)), (30.0, 40.0), ("", "")
-    )
+    request = Request(1, BEGIN, None, None, None, {1: 10.0, 2: 20.0, 3: 30.0, 4: 40.0})
+    nothing_followed = Request(1, BEGIN, None, None, None, {})
+
+    def both(first: list[int], second: list[int], of: Request) -> dict[str, Any]:
+        return {
+            "hits": (hits(first, of), hits(second, of)),
+            "captured": (captured(first, of), captured(second, of)),
+        }
+
+    pair = Paired(0.5, 0.25, latency_ms=(10.0, 20.0), errors=("", "on fire"), **both([4, 9, 2], [], request))
+    other = Paired(1.0, 0.75, latency_ms=(30.0, 40.0), errors=("", ""), **both([1], [1], nothing_followed))
+    assert pair.captured == ((40.0 + 20.0) / 100.0, 0.0)
     assert pair.hits == (2 / 4, 0.0)
     assert summarize([pair, other], 20) == {
         "requests": 2,
@@ -113,10 +107,12 @@ def test_hits_are_the_share_of_what_followed() -> None:
         "champion_latency_p99_ms": pytest.approx(10.0 + 0.99 * 20.0),
         "champion_errors": 0.0,
         "champion_slate_recall_at_20": 0.5,
+        "champion_slate_watch_time_share_at_20": 0.6,
         "challenger_latency_p50_ms": (20.0 + 40.0) / 2,
         "challenger_latency_p99_ms": pytest.approx(20.0 + 0.99 * 20.0),
         "challenger_errors": 1 / 2,
         "challenger_slate_recall_at_20": 0.0,
+        "challenger_slate_watch_time_share_at_20": 0.0,
     }
 
 
@@ -419,7 +415,7 @@ def test_killed_at_any_write_the_next_run_crowns(
     """Seen to fail with `shadow_key` written before the crown."""
     stage.register(right_bundle)
     stage.register(equal_bundle)
-    pair = Paired(1.0, 1.0, (math.nan, math.nan), (1.0, 2.0), ("", ""))
+    pair = Paired(1.0, 1.0, (math.nan, math.nan), (math.nan, math.nan), (1.0, 2.0), ("", ""))
     noise = iter(range(1000))
 
     def compared(*_: object) -> tuple[Comparison, list[Paired]]:

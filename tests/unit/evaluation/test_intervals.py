@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from scipy.stats import bootstrap as scipy_bootstrap
 
-from watchnext.evaluation.intervals import PerUser, bootstrap, paired_change, per_user
+from watchnext.evaluation.intervals import PerUser, bootstrap, paired_change, per_user, two_way_change
 
 
 def test_a_mean_is_over_events_and_sums_are_within_users() -> None:
@@ -168,3 +168,35 @@ def test_far_ends_go_on_as_those_of_a_normal_distribution() -> None:
     for level, errors in ((0.9, 1.645), (0.99, 2.576), (1 - 4e-5, 4.107), (1 - 4e-9, 5.877)):
         found = paired_change(*models, level=level)
         assert 0.93 * errors < (found.high - found.low) / 2 / error < 1.07 * errors
+
+
+def test_a_few_videos_that_decide_widen_the_interval_over_users_by_videos() -> None:
+    """Every user saw the same ten videos, and what is gained is gained of some videos.
+
+    The textbook's standard error of a mean over ten videos is their spread / sqrt(10). Meant to fail where users alone are
+    drawn, for whom the gain is certain.
+    """
+    rng = np.random.default_rng(3)
+    users, videos = np.repeat(np.arange(400), 10), np.tile(np.arange(10), 400)
+    gain = np.array([0.5, -0.5] * 5)
+    theirs = rng.uniform(0.9, 1.1, 4_000)
+    ours = theirs * (1 + gain[videos])
+    low, high = two_way_change(ours, theirs, pa.array(users), pa.array(videos), level=0.95, resamples=400)
+    expected = 2 * 1.96 * 0.5 / np.sqrt(10)
+    assert 0.7 * expected < high - low < 1.3 * expected
+    by_user = [PerUser(np.bincount(users, weights=values), np.full(400, 10.0)) for values in (ours, theirs)]
+    alone = paired_change(by_user[0], by_user[1], level=0.95)
+    assert alone.high - alone.low < 0.1 * (high - low)
+    every = pa.array(np.arange(4_000))
+    low, high = two_way_change(ours, theirs, every, every, level=0.95, resamples=400)
+    by_event = paired_change(PerUser(ours, np.ones(4_000)), PerUser(theirs, np.ones(4_000)), level=0.95)
+    assert 1.0 < (high - low) / (by_event.high - by_event.low) < 2.2, (
+        "an event is drawn by both: sqrt(3) times as wide"
+    )
+
+
+def test_what_two_ways_cannot_tell() -> None:
+    one = np.ones(4)
+    alone, several = pa.array([7] * 4), pa.array([1, 2, 3, 4])
+    assert two_way_change(one, one, several, alone, level=0.9) == (-np.inf, np.inf)
+    assert np.isnan(two_way_change(one, 0 * one, several, several, level=0.9)).all()
