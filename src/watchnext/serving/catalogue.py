@@ -37,6 +37,7 @@ class Catalogue:
     def __init__(self, store: UserStore) -> None:
         self.revision = 0
         self._pulled = 0
+        self._readable = True
         self._store = store
         self._videos: dict[str, Mapping[str, Any] | None] = {}
         self._lock = threading.Lock()
@@ -115,8 +116,11 @@ class Catalogue:
         try:
             self._pulled, changed = self._store.videos_since(self._pulled)
         except StoreUnavailableError as error:
-            log.error("the catalogue cannot be read", extra={"error": str(error)})
+            if self._readable:
+                log.error("the catalogue cannot be read", extra={"error": str(error)})
+            self._readable = False
             return False
+        self._readable = True
         self._videos |= {video_id: json.loads(text) for video_id, text in changed.items()}
         return bool(changed)
 

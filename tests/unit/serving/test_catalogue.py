@@ -1,6 +1,7 @@
 """Videos that come and go while a server runs, told by HTTP."""
 
 import datetime as dt
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,4 +140,20 @@ def test_every_version_that_is_served_follows(
     assert shown_by == before
     puts["challenger"](None)
     assert shown_by["challenger"] is None
+    store.close()
+
+
+def test_a_store_that_is_away_is_told_once_and_changes_nothing(
+    tmp_path: Path, versions: tuple[Served, Served], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "users.db"
+    store = SqliteUserStore(path)
+    shown_by: list[Served | None] = []
+    following = Catalogue(store)
+    following.following(shown_by.append)(versions[0])
+    path.rename(tmp_path / "away.db")
+    with caplog.at_level(logging.ERROR, "watchnext.serving"):
+        assert not any([following.check(), following.check()])
+    assert [record.message for record in caplog.records] == ["the catalogue cannot be read"]
+    assert shown_by == [versions[0]]
     store.close()
