@@ -121,10 +121,15 @@ def run(rows: int, large_rows: int, folder: Path) -> dict[str, Any]:
         large.mkdir()
         say(f"drawing logs of {large_rows} impressions")
         prepare(large_rows, large)
-        ours = in_process("ours", large)
+        at_large = in_process("ours", large)
         result |= {
-            "rows_per_s_100m": large_rows / ours["seconds"],
-            "peak_rss_gb_100m": ours["peak_rss_gb"],
+            "rows_per_s_100m": large_rows / at_large["seconds"],
+            "peak_rss_gb_100m": at_large["peak_rss_gb"],
+            # 1: time per row does not depend on the number of rows.
+            **{
+                f"{name}_per_row_large_over_small": at_large[unit] / large_rows / (ours[unit] / rows)
+                for name, unit in (("time", "seconds"), ("cpu", "cpu_s"))
+            },
         }
     return result
 

@@ -38,6 +38,8 @@ def test_the_result_has_what_is_reported(tmp_path: Path) -> None:
     result = run(5_000, 10_000, tmp_path)
     assert result["rows_per_s_10m"] > 0
     assert result["rows_per_s_100m"] > 0
+    for name in ("time", "cpu"):
+        assert result[f"{name}_per_row_large_over_small"] > 0
     assert result["ratio_to_plain_duckdb"] == pytest.approx(
         result["rows_per_s_10m"] / result["plain_rows_per_s"], rel=1e-9
     )
