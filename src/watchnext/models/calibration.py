@@ -11,10 +11,12 @@ import tensorflow as tf
 
 LEAST_SLOPE = 0.1
 """Of log seconds over the logit: the order of logits that differ by more than float32's rounding never changes."""
-BINS = 20
-"""Of equal count: as many as leave the mean of each sure, and a curve that bends."""
-LEAST_OF_A_BIN = 200
-LEAST_SECONDS = 1e-3
+LEAST_CLICKED = 100
+"""Impressions with watch time that a fit wants."""
+POINTS = 33
+TAIL = 0.005
+"""Share of the logits at either end beyond which the curve goes on straight."""
+NEWTON_STEPS = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,32 +41,46 @@ class WatchTimeCurve:
     def fitted(cls, logits: np.ndarray, watch_time_s: np.ndarray) -> "WatchTimeCurve | None":
         """The curve of a day that the ranker did not learn from.
 
-        Impressions are cut into bins of equal count by logit; where the mean watch time falls from one bin to the
-        next, both become one (isotonic regression, pool adjacent violators). A point is a bin's mean logit, and its
-        mean watch time.
+        Log seconds are a parabola of the logit, by Poisson regression on the watch time in seconds,
+
+            E[T | z] = exp(b_0 + b_1 z + b_2 z^2),      sum of (T - E[T | z]) z^k = 0 for k = 0, 1, 2
+
+        so that the day's mean watch time is met. With one parameter less the odds E[T] / (1 - P), which bend against E[T]
+        where clicks are frequent, are not; a mean per bin of logits, which needs no form, is as uncertain as few watches
+        make it. That the variance goes with the mean, as the regression takes it, is what rare clicks with watch times of
+        one distribution do. Where the parabola rises by less than LEAST_SLOPE or falls, the curve rises by LEAST_SLOPE.
 
         Args:
             logits: [num_impressions].
             watch_time_s: [num_impressions] seconds, 0 without a click.
 
         Returns:
-            None where fewer than two points are left: too few impressions, or the watch time does not rise.
+            None where the day does not say it: fewer than LEAST_CLICKED impressions with watch time, or one logit for all,
+            or no more watched the higher the logit.
         """
-        bins = min(BINS, len(logits) // LEAST_OF_A_BIN)
-        order = np.argsort(logits, kind="stable")
-        # Count, sum of logits and of seconds of each pool.
-        pools: list[np.ndarray] = []
-        for part in np.array_split(order, bins) if bins else []:
-            sums = (values[part].sum(dtype=np.float64) for values in (logits, watch_time_s))
-            pools.append(np.array([len(part), *sums]))
-            while len(pools) > 1 and not _rises(pools[-2], pools[-1]):
-                last = pools.pop()
-                pools[-1] = pools[-1] + last
-        if len(pools) < 2:
+        z = np.asarray(logits, np.float64)
+        if np.count_nonzero(watch_time_s) < LEAST_CLICKED or np.ptp(z) == 0.0:
             return None
-        count, logit, seconds = np.stack(pools).T
-        means_s = np.maximum(seconds / count, LEAST_SECONDS)
-        return cls(tuple((logit / count).tolist()), tuple(means_s.tolist()))
+        center, width = z.mean(), z.std()
+        forms = _parabola((z - center) / width)
+        mean_s = watch_time_s.mean(dtype=np.float64)
+        weights = np.array([np.log(mean_s), 0.0, 0.0])
+        for _ in range(NEWTON_STEPS):
+            expected = np.exp(np.clip(forms @ weights, -30.0, 30.0))
+            curvature = (forms * expected[:, np.newaxis]).T @ forms
+            step = np.linalg.lstsq(curvature, forms.T @ (watch_time_s - expected), rcond=None)[0]
+            weights += step / max(1.0, np.abs(step).max())
+            if np.abs(step).max() < 1e-9:
+                break
+        at = np.linspace(*np.quantile(z, [TAIL, 1.0 - TAIL]), POINTS)
+        if not np.diff(at).min() > 0.0:
+            return None
+        log_s = _parabola((at - center) / width) @ weights
+        if not log_s[-1] - log_s[0] >= LEAST_SLOPE * (at[-1] - at[0]):
+            return None
+        rises = np.maximum(np.diff(log_s), LEAST_SLOPE * np.diff(at))
+        log_s = log_s[0] + np.r_[0.0, np.cumsum(rises)]
+        return cls(tuple(at.tolist()), tuple(np.exp(log_s).tolist()))
 
     def expected_watch_time_s(self, logits: tf.Tensor) -> tf.Tensor:
         """[num_impressions] logits -> [num_impressions] expected watch time, seconds."""
@@ -77,10 +93,6 @@ class WatchTimeCurve:
         return tf.exp(log_begin + (logits - begin) * slope)
 
 
-def _rises(lower: np.ndarray, upper: np.ndarray) -> bool:
-    """Whether the mean watch time rises from one pool to the next, by LEAST_SLOPE in log seconds at least."""
-    (_, logit, seconds), (_, next_logit, next_seconds) = lower / lower[0], upper / upper[0]
-    if next_logit <= logit:
-        return False
-    log_s, next_log_s = np.log(np.maximum([seconds, next_seconds], LEAST_SECONDS))
-    return bool(next_log_s - log_s >= LEAST_SLOPE * (next_logit - logit))
+def _parabola(x: np.ndarray) -> np.ndarray:
+    """[N] -> [N, 3]: 1, x, x^2."""
+    return np.stack([np.ones_like(x), x, x * x], axis=1)
