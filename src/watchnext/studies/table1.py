@@ -8,7 +8,8 @@ widest one loses 0.2 points; with clicked and unclicked impressions weighted ali
 
 The nine rankers are trained on the same impressions, each with its epoch chosen on the tuning day, and judged on the gate
 day by `weighted_pairwise_loss`: the mispredicted over the total watch time of pairs of one request. Weighted alike, a click
-counts as one unit of watch time however long it was watched.
+counts as one unit of watch time however long it was watched. They are the paper's: every id is embedded, and the numbers
+per id, the penalty and the curve that the stage `train_ranking` has beside (docs/training.md) are off.
 
 The dial turns `clickbait` and `taste` together: at 0 no video promises more than it holds and everybody likes the same.
 What weights and depth are for is then less, but not gone, since videos still differ in length.
