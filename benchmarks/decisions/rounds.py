@@ -168,7 +168,7 @@ def release_round(kind: str, users: int, experiment_users: int, seed: int) -> Ro
     confidence = first_place()
     changes = ours.changes(theirs, confidence)
     gate, _ = sum_up(against_the_champion(ours, theirs, changes, CHECKS, confidence))
-    assert math.isclose(confidence, 0.975), "each end: the intervals are of 95 %"
+    of_95pct = ours.changes(theirs, 0.975)
     truth = {
         "recall_at_100": recall - harm * NEW_USERS,
         "weighted_pairwise_loss": loss + harm * NEW_USERS,
@@ -178,7 +178,7 @@ def release_round(kind: str, users: int, experiment_users: int, seed: int) -> Ro
         "offline": gate,
         "causal": gate,
         "user_days": users,
-        "hold": sum(change.low <= truth[name] <= change.high for name, change in changes.items()),
+        "hold": sum(change.low <= truth[name] <= change.high for name, change in of_95pct.items()),
         "recall": round(changes["recall_at_100"].value, 5),
         "errors": [round(change.standard_error, 6) for change in changes.values()],
     }

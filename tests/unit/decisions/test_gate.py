@@ -534,7 +534,7 @@ def test_what_was_judged_by_this_evidence_is_never_judged_again(
         for check in one["checks"]
         if check["name"] == "challengers_of_the_day"
     ]
-    assert places == [("1", "97.5%"), ("2", "99.17%")], "other checks are another look at the day"
+    assert places == [("1", "98%"), ("2", "99.33%")], "other checks are another look at the day"
 
 
 def test_back_to_an_earlier_bundle_the_decision_of_then_is_written_again(

@@ -8,7 +8,7 @@ from scipy.stats import binomtest, norm
 from test_registry import Project
 
 from watchnext.config import project_folder
-from watchnext.decisions.ledger import spent_on
+from watchnext.decisions.ledger import KEPT_BACK, spent_on
 from watchnext.registry import DATABASE, Registry
 
 CHALLENGERS, ROUNDS, ERROR_RATE = 50, 200_000, 0.05
@@ -26,14 +26,14 @@ def test_fifty_equal_challengers_of_one_day(alike: float) -> None:
     spent = np.array([spent_on(place, ERROR_RATE) for place in range(1, CHALLENGERS + 1)])
     crowned = int((noise > norm.isf(spent)).any(axis=1).sum())
     assert binomtest(crowned, ROUNDS).proportion_ci(0.95, method="exact").high <= ERROR_RATE
-    assert crowned / ROUNDS > 0.3 * ERROR_RATE, "the first alone is judged at a half of it"
+    assert crowned / ROUNDS > 0.3 * ERROR_RATE, "the first alone is judged at two fifths of it"
     one_level = (noise > norm.isf(ERROR_RATE)).any(axis=1).mean()
     assert one_level > 0.9 if alike == 0.0 else one_level > 0.1
 
 
-def test_all_of_a_day_is_spent_and_no_more() -> None:
+def test_what_is_not_kept_back_is_spent_and_no_more() -> None:
     spent = [spent_on(place, ERROR_RATE) for place in range(1, 10_001)]
-    assert sum(spent) == pytest.approx(ERROR_RATE * (1 - 1 / 10_001))
+    assert sum(spent) == pytest.approx((1 - KEPT_BACK) * ERROR_RATE * (1 - 1 / 10_001))
     with pytest.raises(ValueError, match="places begin at 1"):
         spent_on(0, ERROR_RATE)
 
