@@ -39,7 +39,7 @@ def test_power_one_is_the_share_that_is_watched() -> None:
 def test_the_score_rises_with_expected_watch_time(
     power: float, duration_s: float, expected_s: list[float]
 ) -> None:
-    """Of equal durations the order is that of expected watch time. Seen to fail with the duration's power negated twice."""
+    """Of equal durations the order is that of expected watch time. Seen to fail with scores rounded to tenths."""
     rising = np.sort(np.array(expected_s))
     scores = declared(power)(rising, np.full(len(rising), duration_s))
     assert np.isfinite(scores).all()

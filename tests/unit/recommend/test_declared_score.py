@@ -33,7 +33,7 @@ def by_share(world_features: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_slates_are_ordered_by_the_declared_score(by_share: Bundle, right_bundle: Bundle) -> None:
-    """Seen to fail with slates ordered by expected watch time, and with the score read from the defaults."""
+    """Seen to fail with the declaration not read."""
     history = UserHistory()
     for hour, place in enumerate((4, 5, 6)):
         history.add_watch(video_at(place), BEGIN + dt.timedelta(hours=hour), 60.0, True, place % 20)
@@ -66,7 +66,7 @@ def test_mlflow_answers_in_the_same_order(by_share: Bundle) -> None:
 def test_the_gate_judges_a_bundle_by_the_score_that_it_is_served_with(
     by_share: Bundle, right_bundle: Bundle, world_features: Path
 ) -> None:
-    """Two bundles of the same models on the same day. Seen to fail with both judged by expected watch time."""
+    """Two bundles of the same models on the same day. Seen to fail with the declaration not read."""
     day = pa.concat_tables(read_examples(world_features / "ranking_examples" / "gate"))
     clicked = day["clicked"].to_numpy().astype(bool)
     time_s = np.where(clicked, np.nan_to_num(day["watch_time_s"].to_numpy()), 0.0)
