@@ -313,9 +313,9 @@ class Recommender:
         if not rows:
             return Slate((), personal, 0, watch.laps_ms)
         best = {name: found for name, (found, _) in first.items()}
-        row_to_video = self.row_to_video
-        video_ids = [row_to_video[row] for row in rows]
-        arrays = self._inputs_of(user, request, np.array(rows), video_ids, statistics, asked, best)
+        places = np.array(rows)
+        video_ids = self.corpus.video_ids.take(pa.array(places))
+        arrays = self._inputs_of(user, request, places, video_ids, statistics, asked, best)
         watch.lap("features")
         expected = self.ranker(arrays)["expected_watch_time_s"].astype(np.float64)
         watch.lap("ranker")
@@ -331,7 +331,7 @@ class Recommender:
                     scores[row][name] = score
         videos = tuple(
             Recommendation(
-                video_ids[place],
+                self.row_to_video[rows[place]],
                 float(expected[place]),
                 float(final[place]),
                 scores[rows[place]].get(TOWER),
@@ -384,16 +384,16 @@ class Recommender:
     ) -> Arrays:
         """What the ranker is asked about `video_ids`, for this user at this request."""
         statistics = statistics if statistics is not None else self.statistics
-        rows = self.corpus.rows(_ids(video_ids, self.corpus))
+        ids = _ids(video_ids, self.corpus)
         asked = self.requests(user, request, statistics) if self._nominated else None
-        return self._inputs_of(user, request, rows, video_ids, statistics, asked)
+        return self._inputs_of(user, request, self.corpus.rows(ids), ids, statistics, asked)
 
     def _inputs_of(
         self,
         user: UserHistory,
         request: RequestContext,
         rows: npt.NDArray[np.int64],
-        video_ids: Sequence[Id],
+        video_ids: pa.Array,
         statistics: VideoStatistics,
         asked: Requests | None,
         first: Mapping[str, npt.NDArray[np.int64]] | None = None,
@@ -403,7 +403,7 @@ class Recommender:
         `first` is that of `nominations`.
         """
         standing = self._standing_on(statistics)
-        videos = self.videos.videos(self._places[rows], _ids(video_ids, self.corpus), statistics)
+        videos = self.videos.videos(self._places[rows], video_ids, statistics)
         moment = Moment(user, request, to_microseconds(request.at), videos)
         columns = evaluate([one for one in self._features if not one.of_video_alone], moment)
         if asked is not None and self._nominated:
