@@ -72,7 +72,8 @@ class WatchTimeCurve:
             weights += step / max(1.0, np.abs(step).max())
             if np.abs(step).max() < 1e-9:
                 break
-        at = np.linspace(*np.quantile(z, [TAIL, 1.0 - TAIL]), POINTS)
+        lowest, highest = np.quantile(z, [TAIL, 1.0 - TAIL])
+        at = np.linspace(lowest, highest, POINTS)
         if not np.diff(at).min() > 0.0:
             return None
         log_s = _parabola((at - center) / width) @ weights
