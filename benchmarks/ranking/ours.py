@@ -12,14 +12,15 @@ from watchnext.stages import train_ranking
 NAME = "watchnext"
 _BY_WATCH = {"unit_s": 60.0}
 """A click of mean watch time then weighs about as much as an unclicked impression, so that `l2` means the same for both."""
-_LINEAR = {"hidden_units": [], "nets": 1, "learning_rate": 0.05, "batch_size": 256}
+_SEVERAL = {"nets": 4}
+_LINEAR = {"hidden_units": [], "learning_rate": 0.05, "batch_size": 256}
 """Numbers and a weight per id: with small batches, or it is not at its minimum after so few passes."""
 MODELS: dict[str, dict[str, Any]] = {
     NAME: {
         "configs": [
-            {},
-            _BY_WATCH,
-            {**_BY_WATCH, "batch_size": 512},
+            _SEVERAL,
+            {**_BY_WATCH, **_SEVERAL},
+            {**_BY_WATCH, **_SEVERAL, "batch_size": 512},
             {**_BY_WATCH, **_LINEAR},
             {**_BY_WATCH, **_LINEAR, "l2": 0.002},
         ],

@@ -20,7 +20,7 @@ from benchmarks.ranking.folds import Fold, Rows
 from watchnext.console import say
 
 CANDIDATES = 200
-WIDEST: dict[str, Any] = {"hidden_units": [1024, 512, 256], "nets": 1, "rows_per_embedded_id": 0.0}
+WIDEST: dict[str, Any] = {"hidden_units": [1024, 512, 256], "rows_per_embedded_id": 0.0}
 """The paper's widest network, alone, and every id embedded: the time is not to depend on how few rows a fold has."""
 HIDDEN_UNITS = WIDEST["hidden_units"]
 WARM_UP_CALLS = 50

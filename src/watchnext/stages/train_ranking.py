@@ -16,7 +16,7 @@ class Params(Section):
 
     inputs_left_out: list[str] = Field(default=[])
     hidden_units: list[int] = Field(default=[128, 64])
-    nets: int = Field(default=4, ge=1)
+    nets: int = Field(default=1, ge=1)
     dims_per_doubling: float = Field(default=1.0, gt=0)
     id_weights: bool = Field(default=True)
     rows_per_embedded_id: float = Field(default=50.0, ge=0)
