@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,12 @@ def test_every_make_target_is_explained_by_make_help() -> None:
     explained = "\n".join(line for line in text.splitlines() if line.startswith("# make"))
     for target in set(phony.group(1).split()) - {"help"}:
         assert re.search(rf"\b{target}\b", explained), target
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports them by name: the second one would not run, in a process that has the first."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert {name for name, times in names.items() if times > 1} == set()
 
 
 def test_decisions_are_numbered_without_gaps() -> None:
