@@ -7,6 +7,7 @@
 # make bench-train      how fast candidate generation trains, beside its alternatives; ten minutes, on an idle machine
 # make bench-serve      how fast a server answers over a million videos; ten minutes, on an idle machine
 # make bench-index      how fast the nearest of a million embeddings are found, beside faiss and hnswlib; on an idle machine
+# make bench-scale      how time, memory and disk grow with the logs, the vocabulary and the workers; an hour, on an idle machine
 # make bench-decisions  how often the gate is wrong, and how often it sees what is there, in rounds of known truth
 # make serve            the champion on loopback, its user state filled from the pipeline's logs
 # make test | check | ui | status | lock | clean
@@ -26,7 +27,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPATH :=
 
-.PHONY: repro bench-decisions bench-features bench-index bench-quality bench-ranking bench-serve bench-train serve test check ui status lock clean help
+.PHONY: repro bench-decisions bench-features bench-index bench-quality bench-ranking bench-scale bench-serve bench-train serve test check ui status lock clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -99,6 +100,10 @@ bench-serve: $(VENV)/.installed
 
 bench-index: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.index $(if $(WORK),--work "$(WORK)")
+
+# Spark comes with the development tools.
+bench-scale: $(VENV)/.installed-dev
+	@python -m benchmarks.scale $(if $(WORK),--work "$(WORK)")
 
 bench-train: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.train

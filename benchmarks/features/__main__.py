@@ -2,98 +2,15 @@
 
 import argparse
 import json
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from benchmarks import CannotMeasure
-from benchmarks.features import plain
-from benchmarks.features.logs import SPLIT, write_logs
+from benchmarks.features.measures import in_process, prepare
 from watchnext.console import say
-from watchnext.engine import EngineParams, connect
-from watchnext.features import ranking_features
-from watchnext.features.history import Logs, make_streams, read_logs, read_once, user_buckets
-from watchnext.features.vocabulary import SPACES
-from watchnext.stages.featurize import Params
-
-ROOT = Path(__file__).resolve().parents[2]
-THREADS = 2
-MEMORY_LIMIT_GB = 4.0
-
-
-def declared(logs: Logs) -> tuple[ranking_features.Feature, ...]:
-    """Every declared feature that the logs have columns for."""
-    sizes = {space.name: 1 for space in SPACES} | {"user_plan": 1}
-    return ranking_features.possible_features(logs, sizes)
-
-
-def prepare(rows: int, work: Path) -> None:
-    """The logs, and the statistics of videos, which both read."""
-    write_logs(rows, work / "tables")
-    params = EngineParams(threads=THREADS, memory_limit_gb=MEMORY_LIMIT_GB)
-    with connect(params, _spill(work)) as engine:
-        logs = read_logs(engine, work / "tables")
-        ranking_features.write_video_statistics(engine, logs, SPLIT, work / "features")
-
-
-def measure_ours(work: Path) -> float:
-    """Seconds from the validated tables to the stored examples of every split, users in buckets as the stage has them."""
-    params = EngineParams(threads=THREADS, memory_limit_gb=MEMORY_LIMIT_GB)
-    with connect(params, _spill(work)) as engine:
-        logs = read_logs(engine, work / "tables")
-        features = declared(logs)
-        began = time.perf_counter()
-        buckets = user_buckets(logs, Params().events_per_bucket)
-        for part, own in enumerate(buckets):
-            with engine.scope():
-                if len(buckets) > 1:
-                    own = read_once(engine, own)
-                streams = make_streams(engine, own)
-                ranking_features.write_ranking_examples(
-                    engine, own, streams, SPLIT, features, work / "features", pageless=frozenset(), part=part
-                )
-        return time.perf_counter() - began
-
-
-def measure_plain(work: Path) -> float:
-    """Seconds of the same by hand, all users at once."""
-    with duckdb.connect() as connection:
-        connection.execute(f"SET threads = {THREADS}; SET memory_limit = '{MEMORY_LIMIT_GB}GB'")
-        connection.execute(f"SET TimeZone = 'UTC'; SET temp_directory = '{_spill(work)}'")
-        began = time.perf_counter()
-        plain.make_features(
-            connection, work / "tables", work / "features" / "video_statistics", work / "plain.parquet"
-        )
-        return time.perf_counter() - began
-
-
-def _spill(work: Path) -> Path:
-    folder = work / "spill"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def in_process(task: str, work: Path) -> dict[str, float]:
-    """A task in a process of its own, which has the machine's memory for itself: seconds, cpu_s, peak_rss_gb."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.features", "--task", task, "--work", str(work)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise CannotMeasure(f"{task} ended with exit code {done.returncode}")
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    say(f"{task}: {answer['seconds']:.1f} s, {answer['peak_rss_gb']:.1f} GB")
-    return answer
 
 
 def run(rows: int, large_rows: int, folder: Path) -> dict[str, Any]:
@@ -135,7 +52,7 @@ def run(rows: int, large_rows: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Parse the flags; a task is one measurement of a process of its own."""
+    """0 when everything was measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.features", description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000, help="impressions that both are measured on")
     parser.add_argument(
@@ -145,18 +62,7 @@ def main() -> int:
         help="impressions that ours is measured on too; 0: none",
     )
     parser.add_argument("--work", type=Path, help="where logs and features go; default: a temporary folder")
-    parser.add_argument("--task", choices=("ours", "plain"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.task:
-        seconds = {"ours": measure_ours, "plain": measure_plain}[arguments.task](arguments.work)
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        answer = {
-            "seconds": seconds,
-            "cpu_s": used.ru_utime + used.ru_stime,
-            "peak_rss_gb": used.ru_maxrss / 2**20,
-        }
-        sys.stdout.write(json.dumps(answer) + "\n")
-        return 0
     with tempfile.TemporaryDirectory(prefix="bench-features-", dir=arguments.work) as folder:
         try:
             result = run(arguments.rows, arguments.large_rows, Path(folder))

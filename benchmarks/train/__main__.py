@@ -2,79 +2,18 @@
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks import CannotMeasure
+from benchmarks.train.contender import ROOT, Contender, Rates, interleave, say
 from benchmarks.train.data import BAG_LENGTH, BATCH_SIZE, Size, multiply_adds
 
-ROOT = Path(__file__).parents[2]
 NEGATIVES = 4000
 FURTHER_NEGATIVES = 2000
 RECHUB_NEGATIVES = 3
-SECONDS_TO_ANSWER = 300
-Rates = dict[str, list[float]]
-"""What was measured -> examples (or floating-point operations) per second, one of each round."""
-
-
-class Contender:
-    """A process that waits until it is asked.
-
-    Args:
-        name: in messages and measurements.
-        command: the process.
-        tasks: task -> steps of one measurement.
-    """
-
-    def __init__(self, name: str, command: Sequence[str], tasks: Mapping[str, int]) -> None:
-        self.name, self.tasks = name, tasks
-        self.peak_rss_gb = 0.0
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_USE_LEGACY_KERAS": "1"}
-        try:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-        except OSError as error:
-            raise CannotMeasure(f"{name} cannot start: {error}; run it by `make bench-train`") from error
-        self.facts = self._answer()
-
-    def measure(self, task: str) -> float:
-        """Examples per second of one task."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"task": task, "steps": self.tasks[task]}) + "\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        self.peak_rss_gb = answer["peak_rss_gb"]
-        return float(answer["examples"] / answer["seconds"])
-
-    def end(self) -> None:
-        """Let it go, and with it its memory."""
-        self.process.stdin.close()  # type: ignore[union-attr]
-        self.process.wait(SECONDS_TO_ANSWER)
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise CannotMeasure(f"{self.name} ended with exit code {self.process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-
-def interleave(contenders: Sequence[Contender], rounds: int) -> Rates:
-    """Every task of every contender once a round."""
-    rates: Rates = {}
-    for number in range(rounds):
-        for contender in contenders:
-            for task in contender.tasks:
-                rates.setdefault(f"{contender.name} {task}", []).append(contender.measure(task))
-        say(f"round {number + 1} of {rounds}")
-    return rates
 
 
 def summarise(
@@ -215,12 +154,6 @@ def main() -> int:
     output = {**rounded, "peak_rss_gb": round(ours.peak_rss_gb, 2), "settings": settings}
     sys.stdout.write(json.dumps(output) + "\n")
     return 0
-
-
-def say(message: str) -> None:
-    """A line for the reader; the last line of stdout is the result's alone."""
-    sys.stderr.write(f"bench-train: {message}\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

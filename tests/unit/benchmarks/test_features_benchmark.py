@@ -5,7 +5,8 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from benchmarks.features.__main__ import declared, measure_ours, measure_plain, prepare, run
+from benchmarks.features.__main__ import run
+from benchmarks.features.measures import declared, measure_ours, measure_plain, prepare
 
 from watchnext.engine import EngineParams, connect
 from watchnext.features.history import read_logs
