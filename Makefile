@@ -9,6 +9,7 @@
 # make bench-index      how fast the nearest of a million embeddings are found, beside faiss and hnswlib; on an idle machine
 # make bench-scale      how time, memory and disk grow with the logs, the vocabulary and the workers; an hour, on an idle machine
 # make bench-decisions  how often the gate is wrong, and how often it sees what is there, in rounds of known truth
+# make cluster-up | cluster-down   a Spark master and two workers on loopback, for engine.kind: spark; needs Java 17
 # make serve            the champion on loopback, its user state filled from the pipeline's logs
 # make test | check | ui | status | lock | clean
 
@@ -27,7 +28,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPATH :=
 
-.PHONY: repro bench-decisions bench-features bench-index bench-quality bench-ranking bench-scale bench-serve bench-train serve test check ui status lock clean help
+.PHONY: repro cluster-up cluster-down bench-decisions bench-features bench-index bench-quality bench-ranking bench-scale bench-serve bench-train serve test check ui status lock clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -95,7 +96,14 @@ bench-ranking: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.ranking $(if $(SOURCE),--source $(SOURCE)) $(if $(DATA),--data "$(DATA)")
 
 # WORK=folder keeps the world that is asked, which takes minutes to make.
-bench-serve: $(VENV)/.installed
+bench-# Spark comes with the test tools, as an extra of pyproject.toml that the pipeline itself does without.
+cluster-up: $(VENV)/.installed-dev
+	@watchnext cluster up
+
+cluster-down: $(VENV)/.installed
+	@watchnext cluster down
+
+serve: $(VENV)/.installed
 	@python -m benchmarks.serve $(if $(WORK),--work "$(WORK)")
 
 bench-index: $(VENV)/.installed $(PEERS_VENV)/.installed

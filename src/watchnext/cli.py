@@ -31,6 +31,10 @@ app = typer.Typer(
 )
 registry_app = typer.Typer(help="Mend the registry.", no_args_is_help=True)
 app.add_typer(registry_app, name="registry")
+cluster_app = typer.Typer(
+    help="A Spark cluster on loopback, to try `engine.kind: spark` on.", no_args_is_help=True
+)
+app.add_typer(cluster_app, name="cluster")
 
 
 @app.command()
@@ -585,6 +589,38 @@ def relocate() -> None:
     from watchnext.tracking import relocate as mend
 
     say(mend(Path.cwd()))
+
+
+@cluster_app.command("up")
+def cluster_up(
+    workers: Annotated[int, typer.Option(help="How many workers.", min=1)] = 2,
+    memory_gb: Annotated[float, typer.Option(help="Memory for the executors of each worker.", min=0.5)] = 1.0,
+    cores: Annotated[int, typer.Option(help="Cores of each worker.", min=1)] = 1,
+    port: Annotated[int, typer.Option(help="Port of the master.", min=1024, max=65535)] = 7077,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where workers spill and keep what they shuffle; without it, in .cluster.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Start a Spark master and workers on loopback, from the pyspark that is installed here. Needs Java 17.
+
+    Only this project can use it: settings, a secret among them, are kept in .cluster, and so are logs. Then set
+    `engine: {kind: spark, master: spark://127.0.0.1:7077}` in params.yaml, and `dvc repro` computes its tables there.
+    """
+    from watchnext import cluster
+
+    cluster.report(cluster.up(workers=workers, memory_gb=memory_gb, cores=cores, port=port, scratch=scratch))
+
+
+@cluster_app.command("down")
+def cluster_down() -> None:
+    """End the cluster that `watchnext cluster up` started here, and delete what it left."""
+    from watchnext import cluster
+
+    say(f"cluster: {cluster.down()} processes ended")
 
 
 def main() -> None:

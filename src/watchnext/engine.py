@@ -7,8 +7,12 @@ is a directory of `part-*.parquet` files, whatever wrote it.
 import contextlib
 import itertools
 import os
+import re
 import shutil
+import socket
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +28,16 @@ from watchnext.config import Section
 from watchnext.errors import InputError
 
 ROW_GROUP_ROWS = 122_880
+
+CLUSTER_DIR = Path(".cluster")
+"""Where a cluster of this machine keeps its settings, see `cluster`."""
+
+CLUSTER_MASTER = "master"
+"""The file in CLUSTER_DIR that names its master."""
+
+_EXECUTOR_WAIT_S = 180.0
+_PROBE_WAIT_S = 10.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @ibis.udf.scalar.builtin
@@ -53,6 +67,7 @@ class EngineParams(Section):
     master: str = "local[2]"
     threads: int = Field(default=2, ge=1)
     memory_limit_gb: float = Field(default=4.0, gt=0)
+    spark_conf: dict[str, str | bool | int | float] = Field(default_factory=dict)
 
 
 class Engine:
@@ -164,20 +179,31 @@ class Engine:
 
 @contextlib.contextmanager
 def connect(params: EngineParams, scratch: Path | None = None) -> Iterator[Engine]:
-    """Open the engine that `params` names; `scratch` is where it may spill."""
+    """Open the engine that `params` names; `scratch` is where it may spill.
+
+    Raises:
+        InputError: Spark's master or its workers cannot be used, now or within the block: which, and why.
+    """
     if params.kind == "duckdb":
         backend = ibis.duckdb.connect(threads=params.threads, memory_limit=f"{params.memory_limit_gb}GB")
         backend.raw_sql("SET TimeZone = 'UTC'")
         backend.raw_sql("SET preserve_insertion_order = true")
         if scratch is not None:
             backend.raw_sql(f"SET temp_directory = '{_quoted(scratch)}'")
-    else:
-        backend = _connect_spark(params)
-    engine = Engine(backend, params.kind)
-    try:
-        yield engine
-    finally:
-        engine.close()
+        engine = Engine(backend, params.kind)
+        try:
+            yield engine
+        finally:
+            engine.close()
+        return
+    with _failures_explained(params.master):
+        engine = Engine(_connect_spark(params), params.kind)
+        try:
+            if not params.master.startswith("local"):
+                _check_executors(engine.backend._session, params.master)
+            yield engine
+        finally:
+            engine.close()
 
 
 def _typed_sql(table: ir.Table) -> str:
@@ -210,18 +236,172 @@ def _connect_spark(params: EngineParams) -> Any:
             where="params.yaml, engine.kind",
             remedy="pip install 'watchnext[spark]' (and Java 17), or set engine.kind to duckdb",
         ) from None
-    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    builder = SparkSession.builder.master(params.master)
-    if params.master.startswith("local"):
+    is_local = params.master.startswith("local")
+    hosts = _hosts_of(params.master)
+    if hosts:
+        _probe(params.master, hosts)
+    if is_local or any(host in _LOOPBACK for host, _ in hosts):
+        # A driver on loopback could not be reached by executors elsewhere.
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    told = CLUSTER_DIR / CLUSTER_MASTER
+    if told.is_file() and told.read_text(encoding="utf-8") == params.master:
+        # From a file, because Spark shows settings that Python hands over in the list of processes.
+        os.environ.setdefault("SPARK_CONF_DIR", str((CLUSTER_DIR / "conf").absolute()))
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    settings: dict[str, Any] = {
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.ansi.enabled": False,
+        "spark.driver.memory": f"{max(1, int(params.memory_limit_gb))}g",
+        "spark.ui.enabled": False,
+        "spark.ui.showConsoleProgress": False,
+        "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    }
+    if is_local:
         # Spark's 200 partitions are meant for a cluster; on one machine they are 200 tiny tasks per join.
-        builder = builder.config("spark.sql.shuffle.partitions", str(2 * params.threads))
-    session = (
-        builder.appName("watchnext")
-        .config("spark.sql.session.timeZone", "UTC")
-        .config("spark.sql.ansi.enabled", "false")
-        .config("spark.driver.memory", f"{max(1, int(params.memory_limit_gb))}g")
-        .config("spark.ui.enabled", "false")
-        .config("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
-        .getOrCreate()
+        settings["spark.sql.shuffle.partitions"] = 2 * params.threads
+    builder = SparkSession.builder.master(params.master).appName("watchnext")
+    for key, value in {**settings, **params.spark_conf}.items():
+        builder = builder.config(key, str(value).lower() if isinstance(value, bool) else str(value))
+    return ibis.pyspark.connect(builder.getOrCreate())
+
+
+def _hosts_of(master: str) -> list[tuple[str, int]]:
+    """Host and port of each master of a standalone cluster: `spark://one:7077,two:7077` names two."""
+    if not master.startswith("spark://"):
+        return []
+    hosts = re.findall(r"([^,:/]+|\[[^\]]+\]):(\d+)", master.removeprefix("spark://"))
+    if not hosts:
+        raise InputError(
+            f"`{master}` names no host and port",
+            where="params.yaml, engine.master",
+            remedy="spark://HOST:7077, or local[2] for this machine",
+        )
+    return [(host.strip("[]"), int(port)) for host, port in hosts]
+
+
+def _probe(master: str, hosts: Sequence[tuple[str, int]]) -> None:
+    """Knock before Spark does, which tries for a minute and then fails with a page of stack trace."""
+    found = []
+    for host, port in hosts:
+        try:
+            socket.create_connection((host, port), timeout=_PROBE_WAIT_S).close()
+        except OSError as error:
+            found.append(f"{host}:{port}: {error.strerror or error}")
+        else:
+            return
+    raise InputError(
+        "Spark's master cannot be reached",
+        where=f"params.yaml, engine.master: {master}",
+        offenders=found,
+        remedy="start it (on this machine: `make cluster-up`), mend the address, or set engine.kind to duckdb",
     )
-    return ibis.pyspark.connect(session)
+
+
+def _check_executors(session: Any, master: str) -> None:
+    """Wait for executors, and hold what they run to what this process runs, before there is anything to lose.
+
+    Raises:
+        InputError: no executor comes, or one has another version of Spark.
+    """
+    context = session.sparkContext
+    scheduler = context._jsc.sc()
+    deadline = time.monotonic() + _EXECUTOR_WAIT_S
+    # The driver is one of those that this counts.
+    while (executors := scheduler.getExecutorMemoryStatus().size() - 1) < max(1, _granted(context, master)):
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"the cluster gave {executors or 'no'} executors within {_EXECUTOR_WAIT_S:.0f} s",
+                where=f"engine.master: {master}",
+                remedy="look at the master's page: are its workers alive, have they free cores, and as much memory as "
+                "spark.executor.memory (1g unless engine.spark_conf says otherwise)?",
+            )
+        time.sleep(0.1)
+    tasks = 2 * max(executors, context.defaultParallelism)
+    # Evaluated where the task runs, by Java: no executor needs a Python for it, or for anything else.
+    of_executor = "java_method('org.apache.spark.package', 'SPARK_VERSION')"
+    answers = session.range(0, tasks, 1, tasks).selectExpr(f"{of_executor} AS version").collect()
+    others = sorted({row.version for row in answers} - {session.version})
+    if others:
+        raise _another_version(master, session.version, [f"Spark {version}" for version in others])
+
+
+def _granted(context: Any, master: str) -> int:
+    """How many executors a standalone master has told its workers to start for this application."""
+    java, granted = context._jvm, 0
+    for host, port in _hosts_of(master):
+        address = java.org.apache.spark.rpc.RpcAddress(host, port)
+        environment = java.org.apache.spark.SparkEnv.get().rpcEnv()
+        question = getattr(java, "org.apache.spark.deploy.DeployMessages$RequestMasterState$")
+        answer = environment.setupEndpointRef(address, "Master").askSync(
+            getattr(question, "MODULE$"), java.scala.reflect.ClassTag.Any()
+        )
+        granted += sum(
+            one.executors().size() for one in answer.activeApps() if one.id() == context.applicationId
+        )
+    return granted
+
+
+def _another_version(master: str, own: str, offenders: Sequence[str]) -> InputError:
+    return InputError(
+        f"the cluster runs another version of Spark than this process, which has {own}",
+        where=f"engine.master: {master}",
+        offenders=offenders,
+        remedy=f"give the master and every worker Spark {own}, or install theirs here (pip install pyspark==...)",
+    )
+
+
+@contextlib.contextmanager
+def _failures_explained(master: str) -> Iterator[None]:
+    """Say what a person can do about it, where Spark fails by what it runs on rather than by what it was asked."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        explained = _explanation(master, str(error))
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explanation(master: str, text: str) -> InputError | None:
+    where = f"engine.master: {master}"
+
+    def first(pattern: str) -> str:
+        return next((line.strip()[:400] for line in text.splitlines() if re.search(pattern, line)), "")
+
+    full = r"No space left on device|Disk quota exceeded"
+    versions = (
+        r"InvalidClassException|local class incompatible|NoSuchMethodError|UnsupportedClassVersionError|"
+        r"(NoClassDefFoundError|ClassNotFoundException): org[./]apache[./]spark"
+    )
+    gone = r"All masters are unresponsive|Master removed our application|Spark cluster looks down"
+    memory = r"OutOfMemoryError|Cannot acquire .* memory|SparkOutOfMemoryError"
+    if line := first(full):
+        return InputError(
+            "a disk is full that Spark writes to; nothing of this stage was kept",
+            where=where,
+            offenders=[line],
+            remedy="free it, or give executors a larger one: SPARK_LOCAL_DIRS of every worker (`watchnext cluster up "
+            "--scratch`), spark.local.dir with a local master",
+        )
+    if line := first(versions):
+        import pyspark
+
+        return _another_version(master, pyspark.__version__, [line])
+    if line := first(gone):
+        return InputError(
+            "Spark's master gave up on this stage, or does not understand it",
+            where=where,
+            offenders=[line],
+            remedy="look at the logs of master and workers: executors that end at once have another version of Spark or "
+            "Java, or too little memory; with spark.authenticate SPARK_CONF_DIR has to lead to the same secret",
+        )
+    if line := first(memory):
+        return InputError(
+            "an executor or the driver ran out of memory",
+            where=where,
+            offenders=[line],
+            remedy="raise spark.executor.memory in engine.spark_conf, or engine.memory_limit_gb for the driver",
+        )
+    return None

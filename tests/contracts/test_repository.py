@@ -38,8 +38,8 @@ def test_every_command_is_documented_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     root = typer.main.get_command(app)
     commands = dict(root.commands)  # type: ignore[attr-defined]
-    registry = commands.pop("registry")
-    names = [*commands, *(f"registry {name}" for name in registry.commands)]
+    groups = {name: commands.pop(name).commands for name in ("registry", "cluster")}
+    names = [*commands, *(f"{group} {name}" for group, of_group in groups.items() for name in of_group)]
     assert names
     for name in names:
         assert f"watchnext {name}" in readme, f"`watchnext {name}` is not in README.md"
