@@ -10,6 +10,7 @@ HEAD_S = BODY_S = WRITE_S = 10.0
 """What a server waits for a head, a body, and an answer's being read."""
 
 PATIENCE_S = 60.0
+FAILURES = ("a request failed", "Exception in ASGI application\n")
 BODY = json.dumps({"user_id": 3, "how_many": 500, "record": False}).encode()
 
 
@@ -80,6 +81,11 @@ def test_slow_heads_bodies_and_readers_are_let_go_and_others_are_served(server: 
     until_it_is_let_go(server, reader)
     for client in (silent, head, body, reader):
         client.close()
+    # The reader had sent many at once: those that were answered, or yet to be, when it was let go are no failures.
+    last = server.recommend(5, how_many=5, record=False)["request_id"]
+    server.wait_for("request", slate=last)
+    failed = [line for line in server.log if line["message"] in FAILURES]
+    assert not failed, failed[0]["traceback"]
 
 
 def test_a_head_without_end_is_cut(server: LiveServer) -> None:

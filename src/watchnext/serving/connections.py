@@ -6,12 +6,13 @@ bounded where it is read, in `serving.app`.
 """
 
 import asyncio
+import collections
 import json
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ def bounded(limits: ConnectionLimits) -> type[asyncio.Protocol]:
         _head_since = 0.0
         _head_timer: asyncio.TimerHandle | None = None
         _write_timer: asyncio.TimerHandle | None = None
+        _unanswered: collections.deque[RequestResponseCycle]
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            self._unanswered = collections.deque()
             if len(self.connections) >= limits.at_most:
                 self._make_room()
             super().connection_made(transport)
@@ -51,6 +54,12 @@ def bounded(limits: ConnectionLimits) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._head_timer = _cancelled(self._head_timer)
             self._write_timer = _cancelled(self._write_timer)
+            # uvicorn tells the request that came last. One before it, of a client that sent several at once, would write
+            # to a transport that is closed, which looks like a failure of the server.
+            for cycle in self._unanswered:
+                cycle.disconnected = True
+                cycle.message_event.set()
+            self._unanswered.clear()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -82,6 +91,10 @@ def bounded(limits: ConnectionLimits) -> type[asyncio.Protocol]:
             self._in_head, self._head_bytes = False, 0
             self._head_timer = _cancelled(self._head_timer)
             super().on_headers_complete()
+            while self._unanswered and self._unanswered[0].response_complete:
+                self._unanswered.popleft()
+            if self.cycle is not None:
+                self._unanswered.append(self.cycle)
 
         def on_message_complete(self) -> None:
             super().on_message_complete()
