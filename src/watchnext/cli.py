@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from watchnext import config
 from watchnext.console import print_table, say
 from watchnext.errors import InputError
+from watchnext.tracking import UI_PORT
 
 if TYPE_CHECKING:
     from watchnext.registry import Registry
@@ -227,7 +228,7 @@ def _minute(at: str) -> str:
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port on the loopback address.", min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option(help="Port on the loopback address.", min=1, max=65535)] = UI_PORT,
 ) -> None:
     """Open the MLflow UI on loopback, on this project's runs and registry, until Ctrl-C."""
     from watchnext.tracking import Tracker

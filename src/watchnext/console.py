@@ -19,7 +19,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
-console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+_LOG_WIDTH = 120
+"""Columns of a table in a log, whose reader's window nothing tells."""
+
+console = Console(
+    stderr=True,
+    highlight=False,
+    soft_wrap=not sys.stderr.isatty(),
+    width=None if sys.stderr.isatty() else _LOG_WIDTH,
+)
 
 _LOG_EVERY_S = 10.0
 T = TypeVar("T")
@@ -58,8 +66,9 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table to the reader of the terminal or the log."""
     table = Table(title=title, title_justify="left", show_lines=False)
-    for column in header:
-        table.add_column(column, overflow="fold")
+    for place, column in enumerate(header):
+        # What a row is about stays in one piece; the others give way.
+        table.add_column(column, overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console.print(table, markup=False)

@@ -16,6 +16,7 @@ import shutil
 import sqlite3
 import subprocess
 import time
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +29,9 @@ EXPERIMENT = "watchnext"
 DATABASE = Path("mlruns/mlflow.db")
 ARTIFACTS = Path("mlruns/artifacts")
 EXECUTIONS = Path("mlruns/executions")
+
+UI_PORT = 5000
+"""Where `watchnext ui` opens the MLflow UI unless it is told another port."""
 
 EXECUTION_TAG = "watchnext.execution_id"
 STAGE_TAG = "watchnext.stage"
@@ -316,6 +320,24 @@ class Tracker:
             }
             for run in sorted(children, key=lambda run: run.info.start_time)
         ]
+
+    def compare_url(self, run_ids: Sequence[str]) -> str:
+        """Address of the MLflow UI's page that shows runs side by side.
+
+        On the tracking server where runs are kept by one; else where `watchnext ui` opens the UI, on loopback.
+        """
+        with said_plainly(self.tracking_uri):
+            experiments = [self._experiment()]
+        address = urllib.parse.urlsplit(self.tracking_uri)
+        base = f"http://127.0.0.1:{UI_PORT}"
+        if address.scheme in ("http", "https"):
+            # Without the name and password that may stand before the host.
+            base = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl().rstrip("/")
+        runs, within = (
+            urllib.parse.quote(json.dumps(list(dict.fromkeys(ids)), separators=(",", ":")))
+            for ids in (run_ids, experiments)
+        )
+        return f"{base}/#/compare-runs?runs={runs}&experiments={within}"
 
     def finish(self, parent_run_id: str, status: str) -> None:
         """Close an execution's run as FINISHED or FAILED. A run that failed stays failed."""

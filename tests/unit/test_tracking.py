@@ -229,3 +229,14 @@ def test_after_mlruns_is_deleted_everything_begins_anew(tracker: Tracker, projec
         """
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_runs_side_by_side_on_a_tracking_server_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meant to fail where the address was taken as it stands: the link is written into reports and tags."""
+    tracker = Tracker(tmp_path, "https://me:secret@mlflow.example.org/team/")
+    monkeypatch.setattr(tracker, "_experiment", lambda: "7")
+    assert tracker.compare_url(["a", "b", "a"]) == (
+        "https://mlflow.example.org/team/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&experiments=%5B%227%22%5D"
+    )

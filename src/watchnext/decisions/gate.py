@@ -54,6 +54,8 @@ SMOKE_SLATE = 20
 
 _BASELINE_EVENTS = 5_000
 
+_AS_PACKAGED = "what was judged is what will be served"
+
 _FORMAT = 6
 """Raise it when a change of this code changes what a decision means: bundles are then judged anew."""
 _PYFUNC = Path(__file__).parents[1] / "serving" / "pyfunc.py"
@@ -268,7 +270,13 @@ def judge(
     measured |= _popular(features, day, exclude) | _co_watched(candidate, features, day, exclude)
     found = [
         _trained_before("trained_until_at", candidate, begins),
-        Check("digests", "every file", "as packaged", "passed", "what was judged is what will be served"),
+        Check(
+            "digests",
+            f"{len(candidate.manifest['files'])} files",
+            "every file as packaged",
+            "passed",
+            _AS_PACKAGED,
+        ),
         smoke_request(candidate),
         _at_least_index(measured, checks.index_recall_at_100),
         _beats(
@@ -595,7 +603,8 @@ def no_worse(
     """Non-inferiority to another model: recall may fall, and loss may rise, by a share of the other's value.
 
     A check is passed when its harm is below the margin at `confidence`, by the end of the interval. It fails when
-    harm is shown (the interval's other end is beyond 0) and is not shown to be below the margin.
+    harm is shown (the interval's other end is beyond 0) and is not shown to be below the margin. Of one user, or where
+    there is no number, nothing is judged.
 
     Args:
         ours: metrics of the model in question.
@@ -677,8 +686,8 @@ def _no_worse(
     change, shown = changes
     low, high = sorted((worse * change.low, worse * change.high))
     outcome = undecided
-    if math.isnan(change.value):
-        outcome = "not judged"
+    if math.isnan(change.value) or math.isinf(change.standard_error):
+        outcome = "not judged"  # no number, or of one user, who tells nothing of others
     elif high <= margin:
         outcome = "passed"
     elif min(worse * shown.low, worse * shown.high) > 0:
@@ -821,7 +830,8 @@ def promote_bundle(
         validated: see `judge`.
 
     Returns:
-        metrics, or None when this bundle was judged against this champion by these checks before.
+        metrics, or None when this bundle was judged against this champion by these checks before. A bundle with damaged
+        files is rejected without `model_version`: it is not registered.
     """
     digest = read_digest(bundle)
     registry.tidy(name)
@@ -846,7 +856,10 @@ def promote_bundle(
     if settled and (written.get("bundle_digest"), written.get("model_name")) == (digest, name):
         return None
 
-    candidate = Bundle.open(bundle)
+    try:
+        candidate = Bundle.open(bundle)
+    except InputError as error:
+        return _report_damaged(error, name, digest, out_report)
     against = "none" if opponent is None else f"version {opponent.number} of {name}"
     decision = None
     if version is not None:
@@ -890,6 +903,29 @@ def promote_bundle(
         "bundle_digest": digest,
         "checks_failed": sum(check.outcome == "failed" for check in decision.checks),
         **{metric: value for metric, value in decision.metrics.items() if math.isfinite(value)},
+    }
+
+
+def _report_damaged(
+    error: InputError, name: str, digest: str, out_report: Path
+) -> dict[str, float | int | str]:
+    """Reject a bundle whose files are not those of its manifest, without registering it: its digest is another's.
+
+    Where the files are mended, the bundle is judged as if nothing had been.
+    """
+    told = f"{error.what}: {', '.join(str(offender) for offender in error.offenders[:3])}"
+    check = Check("digests", told, "every file as packaged", "failed", _AS_PACKAGED)
+    decision = Decision("rejected", f"failed: digests; {told}", (check,), {}, "none")
+    write_report(decision, out_report, title=f"The gate: a damaged bundle, for {name}", role="none")
+    say(f"what to do: {error.remedy}")
+    return {
+        "verdict": decision.verdict,
+        "role": "none",
+        "reason": decision.reason,
+        "judged_against": decision.against,
+        "model_name": name,
+        "bundle_digest": digest,
+        "checks_failed": 1,
     }
 
 

@@ -6,7 +6,6 @@ more: that takes causal evidence (see `causal` and `experiment`).
 The setting `evidence: offline` crowns a challenger that nothing vetoes all the same, and the version says so.
 """
 
-import base64
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,17 +18,17 @@ from pydantic import Field
 
 from watchnext.bundle import read_digest
 from watchnext.config import Exclude, Section
-from watchnext.console import print_table, say
+from watchnext.console import say
 from watchnext.data.split import day_begins_at
+from watchnext.decisions.assortment import Catalogue, assortment
 from watchnext.decisions.causal import CHECK as PROPENSITIES
 from watchnext.decisions.causal import Page, watch_time_check
 from watchnext.decisions.experiment import experiment_check, not_told, read_experiment
-from watchnext.decisions.forest import forest_plot
 from watchnext.decisions.gate import (
     Check,
     Margin,
+    Measured,
     NotComparableError,
-    Table,
     about_the_champion,
     change_metrics,
     checks_of,
@@ -42,12 +41,13 @@ from watchnext.decisions.gate import (
     no_worse,
 )
 from watchnext.decisions.live_log import digest_of_log, live_figures
-from watchnext.decisions.overlap import RBO_PERSISTENCE
+from watchnext.decisions.replay_report import write_report
 from watchnext.decisions.slates import Paired, Request, read_requests, replay, statistics_of, summarize
 from watchnext.errors import InputError
 from watchnext.features.history import Id
 from watchnext.recommend.recommender import Recommender
 from watchnext.registry import Registry, UnusableBundleError, Version
+from watchnext.tracking import Tracker
 
 if TYPE_CHECKING:
     from watchnext.evaluation.intervals import Change
@@ -57,6 +57,9 @@ Evidence = Literal["offline", "causal"]
 
 _FORMAT = 5
 """Raise it when a change of this code changes what a comparison means: the same two are then compared anew."""
+
+SLICE_USERS = 30
+"""A slice with fewer is not shown: its interval would say nothing."""
 
 T = TypeVar("T")
 
@@ -118,6 +121,31 @@ class Live(Section):
 
 
 @dataclass(frozen=True)
+class SliceChange:
+    """Both models in one part of the shadow day.
+
+    Attributes:
+        name: of the slice.
+        metric: recall_at_100 or weighted_pairwise_loss.
+        users: how many it has.
+        champion: its metric.
+        challenger: its metric.
+        value: the challenger's over the champion's, less 1.
+        low: end of the interval over users, which alone holds at the confidence of the vetoes.
+        high: the other end.
+    """
+
+    name: str
+    metric: str
+    users: int
+    champion: float
+    challenger: float
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What the shadow day says.
 
@@ -128,6 +156,8 @@ class Comparison:
         checks: every veto, and whether it was raised (`failed`).
         metrics: champion_*, challenger_* and what belongs to the pair.
         judged: digests of `challenger`, `champion` and `evidence`.
+        slices: both in each part of the day; shown, and vetoing nothing, since the gate has judged them.
+        compare_url: where the MLflow UI shows the runs of both side by side.
     """
 
     verdict: Verdict
@@ -136,6 +166,8 @@ class Comparison:
     checks: tuple[Check, ...]
     metrics: Mapping[str, float]
     judged: Mapping[str, str | None] = field(default_factory=dict)
+    slices: tuple[SliceChange, ...] = ()
+    compare_url: str = ""
 
 
 def decide(
@@ -328,7 +360,10 @@ def compare_and_crown(
         )
     run_id = pipeline_run()
     if kept is None:
-        comparison = replace(comparison, judged=judged)
+        runs = [version.run_id for version in (champion, challenger)]
+        comparison = replace(
+            comparison, judged=judged, compare_url=Tracker.open(registry.root).compare_url(runs)
+        )
         content = {**asdict(comparison), "paired": [asdict(pair) for pair in paired]}
         registry.keep(challenger, "shadow", key, finite(content))
     _settle(registry, champion, challenger, comparison, key, run_id)
@@ -397,6 +432,9 @@ def _restored(kept: Mapping[str, Any]) -> tuple[Comparison, list[Paired]]:
         checks_of(kept),
         metrics_of(kept),
         kept["judged"],
+        # Decisions that were kept before there were these have none.
+        tuple(_slice_of(one) for one in kept.get("slices", ())),
+        kept.get("compare_url", ""),
     )
     paired = [
         Paired(
@@ -407,10 +445,19 @@ def _restored(kept: Mapping[str, Any]) -> tuple[Comparison, list[Paired]]:
             _two(pair["latency_ms"]),
             _two(pair["errors"]),
             _two(pair["slates"]),
+            _two(
+                math.nan if seconds is None else seconds
+                for seconds in pair.get("own_expected_s", (None, None))
+            ),
         )
         for pair in kept["paired"]
     ]
     return comparison, paired
+
+
+def _slice_of(kept: Mapping[str, Any]) -> SliceChange:
+    content: dict[str, Any] = {key: math.nan if value is None else value for key, value in kept.items()}
+    return SliceChange(**content)
 
 
 def _two(values: Iterable[T]) -> tuple[T, T]:
@@ -429,7 +476,7 @@ def _report(
     title = (
         f"Shadow day: version {challenger.number} against champion version {champion} of {challenger.name}"
     )
-    _write_report(comparison, paired, slate_length, out_report, title)
+    write_report(comparison, paired, slate_length, out_report, title)
     return {
         "verdict": comparison.verdict,
         "reason": comparison.reason,
@@ -486,8 +533,12 @@ def _compare(
     asked = read_requests(tables, day, manifest["time_zone"], rules["requests"])
     paired = replay(first, second, asked, tables, features, day, rules["slate_length"])
     metrics = summarize(paired, rules["slate_length"]) | change_metrics(changes)
-    for who, measured in (("champion", theirs), ("challenger", ours)):
+    catalogue = Catalogue.of(features, statistics_of(features, day))
+    asked_at = [request.at for request in asked]
+    for place, (who, measured) in enumerate((("champion", theirs), ("challenger", ours))):
         metrics |= {f"{who}_{metric}": value for metric, value in measured.metrics.items()}
+        made_of = assortment([pair.slates[place] for pair in paired], asked_at, catalogue)
+        metrics |= {f"{who}_{figure}": value for figure, value in made_of.items()}
     causal = None
     if evidence == "causal":
         if live.experiment is None:
@@ -502,7 +553,30 @@ def _compare(
     comparison = decide(
         metrics, changes, vetoes, length=rules["slate_length"], evidence=evidence, causal=causal, live=seen
     )
-    return comparison, paired
+    return replace(comparison, slices=slice_changes(ours, theirs, vetoes.confidence)), paired
+
+
+def slice_changes(ours: Measured, theirs: Measured, confidence: float) -> tuple[SliceChange, ...]:
+    """Both in every part of the day that has `SLICE_USERS`: to be looked at, since the gate judged its own day's.
+
+    Args:
+        ours: the challenger.
+        theirs: the champion, on the same examples.
+        confidence: of each end of an interval.
+    """
+    from watchnext.evaluation.intervals import paired_change
+
+    found = []
+    for name, by_metric in sorted(ours.slices.items()):
+        for metric, own in sorted(by_metric.items()):
+            other = theirs.slices[name][metric]
+            users = int((own.counts > 0).sum())
+            if users < SLICE_USERS:
+                continue
+            change = paired_change(own, other, level=2 * confidence - 1)
+            ends = (change.value, change.low, change.high)
+            found.append(SliceChange(name, metric, users, other.mean, own.mean, *ends))
+    return tuple(found)
 
 
 def _experiment_check(live: Live, champion: int, challenger: int) -> tuple[Check, dict[str, float]]:
@@ -571,6 +645,7 @@ def _settle(
         "shadow_reason": comparison.reason,
         "shadow_against": f"version {champion.number}",
         "evidence": comparison.evidence,
+        "compare_url": comparison.compare_url,
     }
     version = registry.record(challenger, tags)
     why = {"reason": comparison.reason, "evidence": comparison.evidence, "run_id": run_id}
@@ -598,88 +673,3 @@ def _nothing(reason: str, bundle_digest: str, out_report: Path) -> dict[str, flo
     (out_report / "decision.html").write_text(html_page("Shadow day", reason, []), encoding="utf-8")
     say(f"compare_shadow: {reason}")
     return {**content}
-
-
-def _write_report(
-    comparison: Comparison, paired: Sequence[Paired], length: int, out_report: Path, title: str
-) -> None:
-    out_report.mkdir(parents=True, exist_ok=True)
-    content = asdict(comparison)
-    content["metrics"] = {
-        name: value if math.isfinite(value) else None for name, value in content["metrics"].items()
-    }
-    failures = [error for pair in paired for error in pair.errors if error]
-    content["first_errors"] = failures[:5]
-    (out_report / "decision.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    rows = [
-        (check.name, check.value, check.bound, check.outcome, check.reason) for check in comparison.checks
-    ]
-    header = ("veto", "value", "bound", "outcome", "why")
-    figures = _side_by_side(comparison.metrics)
-    pictures = ""
-    if paired:
-        _plot(paired, length, out_report)
-        pictures = "".join(
-            f'<h2>{caption}</h2><img src="data:image/png;base64,{_inline(out_report / file)}" alt="{caption}">'
-            for file, caption in (("overlap.png", "Overlap of the slates"), ("latency.png", "Latency"))
-        )
-    tables: list[Table] = [
-        ("Vetoes", header, rows),
-        ("Figures", ("metric", "champion", "challenger"), figures),
-    ]
-    plot = forest_plot(comparison.checks)
-    page = html_page(title, f"{comparison.verdict}: {comparison.reason}", tables, pictures, before=plot)
-    (out_report / "decision.html").write_text(page, encoding="utf-8")
-    print_table(title, ("metric", "champion", "challenger"), figures)
-    print_table("vetoes", header[:4], [row[:4] for row in rows])
-    say(f"verdict: {comparison.verdict} ({comparison.reason})")
-
-
-def _inline(picture: Path) -> str:
-    """A page that is one file can be sent on, and shown where MLflow shows it."""
-    return base64.b64encode(picture.read_bytes()).decode()
-
-
-def _side_by_side(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    def shown(value: float | None) -> str:
-        return "" if value is None else f"{value:.4g}"
-
-    rows = []
-    for name, value in sorted(metrics.items()):
-        if name.startswith("champion_"):
-            plain = name.removeprefix("champion_")
-            rows.append((plain, shown(value), shown(metrics.get(f"challenger_{plain}"))))
-        elif not name.startswith("challenger_"):
-            rows.append((name, shown(value), ""))
-    return rows
-
-
-def _plot(paired: Sequence[Paired], length: int, out_report: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    bins = [place / length for place in range(length + 1)]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.hist([pair.overlap for pair in paired], bins=bins, label=f"overlap at {length}")
-    axes.hist(
-        [pair.rank_biased_overlap for pair in paired],
-        bins=bins,
-        histtype="step",
-        label=f"rank-biased overlap, p = {RBO_PERSISTENCE}",
-    )
-    axes.set(xlabel="share in common", ylabel="requests")
-    axes.legend()
-    figure.savefig(out_report / "overlap.png", dpi=120)
-    plt.close(figure)
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for place, who in enumerate(("champion", "challenger")):
-        latency = np.sort([pair.latency_ms[place] for pair in paired])
-        axes.step(latency, np.arange(1, len(latency) + 1) / len(latency), where="post", label=who)
-    axes.set(xlabel="latency, ms", ylabel="share of requests answered", xscale="log")
-    axes.legend()
-    figure.savefig(out_report / "latency.png", dpi=120)
-    plt.close(figure)

@@ -51,6 +51,7 @@ class Paired:
         latency_ms: champion's and challenger's.
         errors: what champion and challenger failed with; "" for an answer.
         slates: champion's and challenger's, best first; empty for an error.
+        own_expected_s: what each one's own ranker expects of a place of its slate, in seconds of watch time; NaN for none.
     """
 
     overlap: float
@@ -60,6 +61,7 @@ class Paired:
     latency_ms: tuple[float, float]
     errors: tuple[str, str]
     slates: tuple[Sequence[Id], Sequence[Id]] = ((), ())
+    own_expected_s: tuple[float, float] = (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,13 @@ class Answered:
         slate: best first; empty for an error.
         latency_ms: how long it took.
         error: what it failed with; "" for an answer.
+        own_expected_s: mean over the slate of the watch time that its own ranker expects, in seconds; NaN without any.
     """
 
     slate: Sequence[Id]
     latency_ms: float
     error: str
+    own_expected_s: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,10 @@ def answer_all(
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is counted, shown and can veto
             return Answered((), 1000 * (time.perf_counter() - began), f"{type(error).__name__}: {error}")
-        return Answered(tuple(slate.video_ids), 1000 * (time.perf_counter() - began), "")
+        took_ms = 1000 * (time.perf_counter() - began)
+        expected_s = [video.expected_watch_time_s for video in slate.videos]
+        own = math.fsum(expected_s) / len(expected_s) if expected_s else math.nan
+        return Answered(tuple(slate.video_ids), took_ms, "", own)
 
     for request in requests[:_WARM_UP]:
         for recommender in recommenders:
@@ -253,13 +260,17 @@ def replay(
             latency_ms=(first.latency_ms, second.latency_ms),
             errors=(first.error, second.error),
             slates=(list(first.slate), list(second.slate)),
+            own_expected_s=(first.own_expected_s, second.own_expected_s),
         )
         for request, (first, second) in zip(requests, both, strict=True)
     ]
 
 
 def summarize(paired: Sequence[Paired], length: int) -> dict[str, float]:
-    """Figures of a replay: means over requests, latency percentiles, shares of errors."""
+    """Figures of a replay: means over requests, latency percentiles, shares of errors.
+
+    `own_expected_watch_time_s` of each is what its own ranker expects: shown, and no evidence: each grades itself.
+    """
     import numpy as np
 
     metrics: dict[str, float] = {
@@ -283,6 +294,10 @@ def summarize(paired: Sequence[Paired], length: int) -> dict[str, float]:
         metrics[f"{who}_slate_watch_time_share_at_{length}"] = (
             float(seconds[timed, place].mean()) if timed.any() else math.nan
         )
+        expected = [
+            pair.own_expected_s[place] for pair in paired if math.isfinite(pair.own_expected_s[place])
+        ]
+        metrics[f"{who}_own_expected_watch_time_s"] = float(np.mean(expected)) if expected else math.nan
     metrics["requests_with_later_watches"] = int(judged.sum())
     return metrics
 

@@ -33,7 +33,7 @@ def promote(
     """Judge the bundle and register it. `validated` are the metrics of the stage validate, about `tables`.
 
     Raises:
-        InputError: the bundle is damaged or cannot be measured, or the registry cannot be used.
+        InputError: the bundle cannot be read or measured, or the registry cannot be used.
     """
     import json
 

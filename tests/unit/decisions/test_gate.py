@@ -564,13 +564,26 @@ def test_another_model_name_is_acted_on_and_back_again(
         assert stage.promote(right_bundle, name=name) is None
 
 
-def test_a_damaged_bundle_changes_nothing(stage: Stage, world_features: Path, tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_rejected_until_it_is_mended(
+    stage: Stage, world_features: Path, tmp_path: Path
+) -> None:
+    """Meant to fail where it was registered: the mended bundle has the same digest, and its version's files stay damaged."""
     bundle = make_bundle(tmp_path / "damaged", world_features)
-    (bundle.ranker / "saved_model.pb").write_bytes(b"")
-    with pytest.raises(InputError, match="changed after it was packaged"):
-        stage.promote(bundle)
+    model = bundle.ranker / "saved_model.pb"
+    sound = model.read_bytes()
+    model.write_bytes(b"")
+    rejected = stage.promote(bundle)
+    assert rejected is not None
+    assert (rejected["verdict"], rejected["role"]) == ("rejected", "none")
+    (check,) = json.loads((stage.root / "report" / "decision.json").read_text(encoding="utf-8"))["checks"]
+    assert (check["name"], check["outcome"]) == ("digests", "failed")
+    assert "changed after it was packaged: ranker/saved_model.pb" in check["value"]
     assert stage.roles() == {}
-    assert not stage.tracker.has_pipeline_run("1-1.00")
+    assert Registry.open(stage.root).find("watchnext", bundle.digest) is None
+    model.write_bytes(sound)
+    mended = stage.promote(bundle)
+    assert mended is not None
+    assert (mended["verdict"], mended["role"]) == ("challenger", "champion")
 
 
 def test_killed_at_any_write_the_next_run_rejects(

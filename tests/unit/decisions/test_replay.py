@@ -1,14 +1,13 @@
 """The shadow comparison: overlap by hand, verdicts on a day with one right answer, and a crown that is moved once."""
 
 import datetime as dt
+import html
 import json
 import math
-import shutil
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from experiment_logs import write_experiment, write_shadow_log
 from fake_mlflow import Killed, KilledAtWrite, Snapshot
@@ -18,7 +17,15 @@ from watchnext.bundle import Bundle
 from watchnext.decisions import gate, replay
 from watchnext.decisions.gate import Check, Checks, Decision, promote_bundle
 from watchnext.decisions.overlap import rank_biased_overlap, slate_overlap
-from watchnext.decisions.replay import Comparison, Live, Slower, Vetoes, compare_and_crown, decide
+from watchnext.decisions.replay import (
+    SLICE_USERS,
+    Comparison,
+    Live,
+    Slower,
+    Vetoes,
+    compare_and_crown,
+    decide,
+)
 from watchnext.decisions.slates import Paired, Request, captured, hits, read_requests, summarize
 from watchnext.errors import InputError
 from watchnext.evaluation.intervals import Change
@@ -94,8 +101,22 @@ def test_hits_are_the_share_of_what_followed() -> None:
             "captured": (captured(first, of), captured(second, of)),
         }
 
-    pair = Paired(0.5, 0.25, latency_ms=(10.0, 20.0), errors=("", "on fire"), **both([4, 9, 2], [], request))
-    other = Paired(1.0, 0.75, latency_ms=(30.0, 40.0), errors=("", ""), **both([1], [1], nothing_followed))
+    pair = Paired(
+        0.5,
+        0.25,
+        latency_ms=(10.0, 20.0),
+        errors=("", "on fire"),
+        own_expected_s=(60.0, math.nan),
+        **both([4, 9, 2], [], request),
+    )
+    other = Paired(
+        1.0,
+        0.75,
+        latency_ms=(30.0, 40.0),
+        errors=("", ""),
+        own_expected_s=(20.0, 50.0),
+        **both([1], [1], nothing_followed),
+    )
     assert pair.captured == ((40.0 + 20.0) / 100.0, 0.0)
     assert pair.hits == (2 / 4, 0.0)
     assert summarize([pair, other], 20) == {
@@ -108,11 +129,13 @@ def test_hits_are_the_share_of_what_followed() -> None:
         "champion_errors": 0.0,
         "champion_slate_recall_at_20": 0.5,
         "champion_slate_watch_time_share_at_20": 0.6,
+        "champion_own_expected_watch_time_s": (60.0 + 20.0) / 2,
         "challenger_latency_p50_ms": (20.0 + 40.0) / 2,
         "challenger_latency_p99_ms": pytest.approx(20.0 + 0.99 * 20.0),
         "challenger_errors": 1 / 2,
         "challenger_slate_recall_at_20": 0.0,
         "challenger_slate_watch_time_share_at_20": 0.0,
+        "challenger_own_expected_watch_time_s": 50.0,
     }
 
 
@@ -256,6 +279,7 @@ def test_an_equal_challenger_is_crowned_once(
     assert nobody is not None
     assert nobody["reason"] == "there is no challenger: nothing to compare"
     assert stage.compare(right_bundle) is None
+    stage.execution = "2-2.00"
     assert stage.register(equal_bundle) == 2
     assert stage.roles() == {"champion": 1, "challenger": 2}
 
@@ -269,12 +293,57 @@ def test_an_equal_challenger_is_crowned_once(
     assert (crowned["champion_errors"], crowned["challenger_errors"]) == (0.0, 0.0)
     version = Registry.open(stage.root).version("watchnext", 2)
     assert (version.tags["evidence"], version.tags["shadow_verdict"]) == ("offline", "crown")
-    for name in ("decision.json", "decision.html", "overlap.png", "latency.png"):
+    for name in ("overlap.png", "latency.png"):
         assert (stage.root / "report" / name).stat().st_size > 0
+    assert_the_report_shows_everything(stage, crowned)
     assert stage.compare(equal_bundle) is None, "nobody challenges any more"
     about_another = stage.compare(right_bundle)
     assert about_another is not None, "a report about another bundle does not stand for this one"
     assert about_another["bundle_digest"] == right_bundle.digest
+
+
+def assert_the_report_shows_everything(stage: Stage, metrics: dict[str, Any]) -> None:
+    """Figures of both models, what the two have in common, slices, and the way to both runs."""
+    kept = json.loads((stage.root / "report" / "decision.json").read_text(encoding="utf-8"))
+    page = (stage.root / "report" / "decision.html").read_text(encoding="utf-8")
+    for figure in (
+        "slate_recall_at_20",
+        "catalogue_coverage",
+        "video_age_p50_days",
+        "new_videos_share",
+        "small_channels_share",
+        "own_expected_watch_time_s",
+        "latency_p50_ms",
+        "latency_p99_ms",
+        "errors",
+    ):
+        for who in ("champion", "challenger"):
+            assert kept["metrics"][f"{who}_{figure}"] == metrics[f"{who}_{figure}"]
+        assert f"<td>{figure}</td>" in page
+    # Every video of the world was uploaded 9 days before its first day.
+    assert metrics["challenger_new_videos_share"] == 0.0
+    assert DAYS + 8 < metrics["challenger_video_age_p50_days"] < DAYS + 9
+    assert 0 < metrics["challenger_catalogue_coverage"] <= 1
+    assert 0 <= metrics["challenger_small_channels_share"] < 0.5
+    assert (
+        metrics["challenger_own_expected_watch_time_s"] == metrics["champion_own_expected_watch_time_s"] > 0
+    )
+    assert {(one["name"], one["metric"]) for one in kept["slices"]} >= {
+        ("surface_home", "weighted_pairwise_loss")
+    }
+    assert all(one["users"] >= SLICE_USERS and one["value"] == 0.0 for one in kept["slices"])
+    registry = Registry.open(stage.root)
+    runs = [registry.version("watchnext", number).run_id for number in (1, 2)]
+    assert len(set(runs)) == 2
+    link = urllib.parse.urlsplit(kept["compare_url"])
+    assert (link.netloc, link.path) == ("127.0.0.1:5000", "/")
+    route, _, query = link.fragment.partition("?")
+    named = {name: json.loads(values[0]) for name, values in urllib.parse.parse_qs(query).items()}
+    assert route == "/compare-runs"
+    assert named["runs"] == runs
+    assert named["experiments"] == [stage.tracker._client().get_run(runs[0]).info.experiment_id]
+    assert html.escape(kept["compare_url"]) in page
+    assert registry.version("watchnext", 2).tags["compare_url"] == kept["compare_url"]
 
 
 def test_a_crowning_that_the_registry_knows_nothing_of_does_not_stand(
@@ -519,35 +588,3 @@ def test_live_errors_veto(challenged: Stage, equal_bundle: Bundle, tmp_path: Pat
     assert kept is not None
     assert (kept["verdict"], kept["reason"]) == ("keep", "vetoed: live_errors")
     assert challenged.roles() == {"champion": 1}
-
-
-@pytest.mark.parametrize(
-    ("propensity", "words"),
-    [
-        (None, "impressions without a propensity"),
-        (0.0, "propensities that are not above 0 and at most 1"),
-        (1.5, "propensities that are not above 0 and at most 1"),
-    ],
-)
-def test_propensities_that_are_none_crown_nobody(
-    challenged: Stage, equal_bundle: Bundle, tmp_path: Path, propensity: float | None, words: str
-) -> None:
-    tables = with_propensities(challenged.tables, tmp_path / "tables", propensity)
-    waits(challenged, challenged.compare(equal_bundle, evidence="causal", tables=tables), words)
-
-
-def test_slates_that_are_all_the_same_crown_nobody(
-    challenged: Stage, equal_bundle: Bundle, tmp_path: Path
-) -> None:
-    tables = with_propensities(challenged.tables, tmp_path / "tables", 0.5)
-    waits(challenged, challenged.compare(equal_bundle, evidence="causal", tables=tables), "the same")
-
-
-def with_propensities(tables: Path, directory: Path, propensity: float | None) -> Path:
-    """The world's tables, whose pages were shown with this probability."""
-    shutil.copytree(tables, directory)
-    (part,) = (directory / "impressions").glob("part-*.parquet")
-    impressions = pq.read_table(part)
-    column = pa.array([propensity] * impressions.num_rows, pa.float64())
-    pq.write_table(impressions.append_column("propensity", column), part)
-    return directory
