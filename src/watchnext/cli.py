@@ -245,6 +245,75 @@ def ui(
     raise typer.Exit(subprocess.run(command, check=False, env=os.environ.copy()).returncode)
 
 
+@app.command("train-distributed")
+def train_distributed(
+    stages: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="train_retrieval, train_ranking; without any, train_retrieval.", show_default=False
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Start so many on this machine, on loopback. Without it, this process is the worker that TF_CONFIG names.",
+            min=1,
+            max=64,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Train a stage's model by several workers, each on its own share of the examples.
+
+    One step takes `batch_size` examples of every worker: N workers train as one would with N times the batch. On one
+    machine:
+
+        watchnext train-distributed --workers 2
+
+    On several, with the same project and data/ in place on each, and TF_CONFIG as TensorFlow documents it:
+
+        TF_CONFIG='{"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}, "task": {"type": "worker", "index": 0}}' \\
+            watchnext train-distributed
+
+    Worker 0 writes the model, metrics and runs; then DVC is told that the stage is done, and `dvc repro` goes on from it.
+    A worker that is lost stops the others; started again, all go on from their checkpoints. What it costs, and where it
+    ends: docs/scale.md.
+    """
+    from watchnext.stages._runner import LAUNCHER_VARIABLE, TRAINED_TOGETHER
+    from watchnext.stages._workers import record_in_dvc, stage_command, train_on_loopback
+    from watchnext.tf_config import Cluster
+
+    chosen = stages or [TRAINED_TOGETHER[0]]
+    odd = [stage for stage in chosen if stage not in TRAINED_TOGETHER]
+    if odd:
+        raise InputError(
+            "only the training of models is shared by workers",
+            where="watchnext train-distributed",
+            offenders=odd,
+            remedy=f"name one of {', '.join(TRAINED_TOGETHER)}; `dvc repro` runs the others",
+        )
+    cluster = Cluster.from_environment()
+    if (workers is None) == (cluster is None):
+        raise InputError(
+            "who trains is said twice" if cluster is not None else "nothing says who trains",
+            where="--workers and TF_CONFIG",
+            remedy="give --workers 2 for two on this machine, or set TF_CONFIG on each machine: one of both",
+        )
+    root = Path.cwd()
+    for stage in chosen:
+        command = stage_command(stage, root)
+        if workers is not None:
+            train_on_loopback(command, workers=workers, name=stage, root=root)
+        else:
+            status = subprocess.run(
+                command, check=False, env={**os.environ, LAUNCHER_VARIABLE: str(os.getpid())}
+            ).returncode
+            if status:
+                raise typer.Exit(status)
+        if cluster is None or cluster.is_chief:
+            record_in_dvc(stage, root)
+
+
 @app.command("use-source")
 def use_source(
     source: Annotated[str, typer.Argument(help="simulated, kuairand or files.")],

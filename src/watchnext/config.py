@@ -50,6 +50,7 @@ class TrainingParams(Section):
 
     deterministic: bool = True
     checkpoint_every_s: float = Field(default=300.0, ge=0)
+    examples_in_memory: int = Field(default=2_000_000, ge=1)
 
 
 Exclude = Literal["none", "watched", "shown"]

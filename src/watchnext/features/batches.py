@@ -9,11 +9,12 @@ import datetime
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -429,8 +430,54 @@ def _pad_into(padded: npt.NDArray[np.int32], bags: pa.Array, vocabulary: Vocabul
     padded[taken] = indices[(starts[:, None] + places[None, :])[taken]]
 
 
-def read_examples(directory: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+@dataclass(frozen=True)
+class Share:
+    """Which of the stored rows one of several workers reads.
+
+    Row groups are dealt to the workers in turn. Where there are fewer than sixteen for each, they are first cut into as
+    many pieces: a few row groups are of a few users, or of a part of the days, and a worker's examples are to be like
+    those of the others.
+
+    Attributes:
+        index: of the worker, from 0.
+        of: how many workers there are.
+    """
+
+    index: int = 0
+    of: int = 1
+
+    _PIECES_PER_WORKER: ClassVar[int] = 16
+
+    def pieces(self, groups: Sequence[int]) -> list[list[tuple[int, int]]]:
+        """Of row groups of so many rows those that are read: begin and end of each piece of each."""
+        if self.of == 1:
+            return [[(0, rows)] for rows in groups]
+        pieces = max(1, math.ceil(self._PIECES_PER_WORKER * self.of / max(1, len(groups))))
+        found, number = [], 0
+        for rows in groups:
+            edges = [rows * piece // pieces for piece in range(pieces + 1)]
+            mine = []
+            for begin, end in pairwise(edges):
+                if number % self.of == self.index and end > begin:
+                    mine.append((begin, end))
+                number += 1
+            found.append(mine)
+        return found
+
+
+WHOLE = Share()
+"""All rows."""
+
+
+def read_examples(
+    directory: Path, columns: Sequence[str] | None = None, share: Share = WHOLE
+) -> Iterator[pa.Table]:
     """The tables of one split, a row group at a time, in stored order.
+
+    Args:
+        directory: of the split.
+        columns: which; None: all.
+        share: which rows; other row groups are not read.
 
     Raises:
         InputError: there are none.
@@ -442,13 +489,65 @@ def read_examples(directory: Path, columns: Sequence[str] | None = None) -> Iter
             where=str(directory),
             remedy="run the stage featurize; with too few days of logs this split does not exist",
         )
+    wanted = iter(share.pieces(_row_groups(parts)) if share.of > 1 else ())
     for part in parts:
         with pq.ParquetFile(part) as file:
             for group in range(file.num_row_groups):
+                pieces = next(wanted) if share.of > 1 else None
+                if pieces == []:
+                    continue
                 table = file.read_row_group(group, columns=None if columns is None else list(columns))
+                if pieces is not None:
+                    table = pa.concat_tables([table.slice(begin, end - begin) for begin, end in pieces])
                 # Engines mark a column without nulls as such, part by part; tables that differ in nothing else
                 # could not be concatenated.
                 yield table.cast(pa.schema([field.with_nullable(True) for field in table.schema]))
+
+
+def shared_ranges(directory: Path, share: Share) -> list[tuple[int, int]]:
+    """Begin and end, among all rows of a split, of those that are a worker's share, in the order in which they are read."""
+    groups = _row_groups(sorted(directory.glob("part-*.parquet")))
+    begins = np.cumsum([0, *groups]).tolist()
+    return [
+        (first + begin, first + end)
+        for first, pieces in zip(begins, share.pieces(groups), strict=False)
+        for begin, end in pieces
+    ]
+
+
+def read_ranges(directory: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[pa.Table]:
+    """The rows of a split from begin to end of each of `ranges`, which ascend; row groups without any are not read."""
+    wanted = iter(ranges)
+    current = next(wanted, None)
+    first = 0
+    for part in sorted(directory.glob("part-*.parquet")):
+        with pq.ParquetFile(part) as file:
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                table = None
+                while current is not None and current[0] < first + rows:
+                    table = file.read_row_group(group) if table is None else table
+                    begin, end = current
+                    yield table.slice(begin - first, min(end, first + rows) - begin)
+                    if end > first + rows:
+                        current = (first + rows, end)
+                        break
+                    current = next(wanted, None)
+                first += rows
+
+
+def stored_rows(directory: Path) -> int:
+    """How many examples a split has, by the files' own word."""
+    return sum(_row_groups(sorted(directory.glob("part-*.parquet"))))
+
+
+def _row_groups(parts: Sequence[Path]) -> list[int]:
+    """How many rows each row group has."""
+    rows = []
+    for part in parts:
+        metadata = pq.read_metadata(part)
+        rows += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return rows
 
 
 def _names(columns: Columns) -> set[str]:

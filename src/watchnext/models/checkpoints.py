@@ -22,9 +22,12 @@ import tensorflow as tf
 
 from watchnext.console import say
 from watchnext.errors import InputError
+from watchnext.models.shards import Shards
 
 _PROGRESS = "progress.json"
 _VARIABLES = "variables"
+_STEP = "step-"
+_STAGING = ".staging"
 _LARGEST_SHARE = 0.05
 """Of a training's time that writing checkpoints may take."""
 
@@ -36,11 +39,14 @@ class Checkpoints:
         directory: belongs to this training alone; need not exist.
         every_s: seconds between two checkpoints within an epoch. More pass where writing takes so long that it
             would cost more than a twentieth of the training.
+        kept: how many are kept. Of several workers, who write at the same steps, one may be killed in writing what the
+            others have written: with two kept, they all have one in common.
     """
 
-    def __init__(self, directory: Path, *, every_s: float) -> None:
+    def __init__(self, directory: Path, *, every_s: float, kept: int = 1) -> None:
         self.directory = directory
         self._every_s = every_s
+        self._kept = kept
         self._write_s = 0.0
         self._written_at = time.monotonic()
         self._best_epoch = 0
@@ -51,22 +57,21 @@ class Checkpoints:
         directory: Path,
         *,
         settings: Mapping[str, Any],
-        examples: Mapping[str, np.ndarray],
+        examples: Mapping[str, np.ndarray] | Shards,
         every_s: float,
+        kept: int = 1,
     ) -> "Checkpoints":
         """The checkpoints of the training that these settings and examples make, below `directory`.
 
         Args:
             directory: of all trainings of one kind; what others than this one left in it is removed.
             settings: everything that decides the outcome and is not in the examples, as JSON.
-            examples: name -> [num_examples, ...].
+            examples: name -> [num_examples, ...], in memory or in shards.
             every_s: see `Checkpoints`.
+            kept: see `Checkpoints`.
         """
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-        for name in sorted(examples):
-            array = np.ascontiguousarray(examples[name])
-            digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
-            digest.update(array.data if array.size else b"")
+        Shards.of(examples).update_digest(digest)
         # The order of variables, and what a step does, are those of the code that wrote them.
         for source in sorted(Path(__file__).parent.glob("*.py")):
             digest.update(source.read_bytes())
@@ -76,7 +81,7 @@ class Checkpoints:
         for other in directory.glob("*"):
             if other != own:
                 shutil.rmtree(other, ignore_errors=True)
-        return cls(own, every_s=every_s)
+        return cls(own, every_s=every_s, kept=kept)
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint within an epoch."""
@@ -88,8 +93,26 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """The folder of the last complete checkpoint."""
-        complete = [path for path in self.directory.glob("step-*") if not path.name.endswith(".staging")]
-        return max(complete, default=None, key=lambda path: path.name)
+        return max(self._complete(), default=None, key=lambda path: path.name)
+
+    def steps(self) -> list[int]:
+        """The steps, since the beginning of the training, after which there are checkpoints that can be read.
+
+        One that cannot be read is said, and removed.
+        """
+        found = []
+        for folder in self._complete():
+            try:
+                best_epoch = _read_progress(folder)["best_epoch"]
+                tf.train.load_checkpoint(str(folder / _VARIABLES))
+                if best_epoch:
+                    self._read_best(best_epoch)
+            except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+                say(f"the checkpoint {folder} cannot be read ({error}); it is left out")
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            found.append(_step_of(folder))
+        return found
 
     def save(
         self,
@@ -113,13 +136,13 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         if best_epoch and best_epoch != self._best_epoch:
             best = self._best(best_epoch)
-            staged = best.with_name(best.name + ".staging")
+            staged = best.with_name(best.name + _STAGING)
             with staged.open("wb") as file:
                 np.savez(file, *best_weights)
             staged.replace(best)
             self._best_epoch = best_epoch
-        final = self.directory / f"step-{step:012d}"
-        folder = final.with_name(final.name + ".staging")
+        final = self._folder(step)
+        folder = final.with_name(final.name + _STAGING)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         tf.train.Checkpoint(**state).write(str(folder / _VARIABLES))
@@ -127,43 +150,36 @@ class Checkpoints:
         (folder / _PROGRESS).write_text(json.dumps(content) + "\n", encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         folder.replace(final)
-        self._remove_all_but(final, best_epoch)
+        self._remove_earlier()
         self._written_at = time.monotonic()
         self._write_s = self._written_at - began
 
-    def load(self) -> tuple[dict[str, Any], list[np.ndarray]] | None:
-        """What the last checkpoint holds beside `state`, which `restore` reads.
+    def load(self, step: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """What the checkpoint after `step` holds beside `state`, which `restore` reads; those after it are removed.
 
         Returns:
-            The stored progress, `best_epoch` included, and the weights of that epoch; None where there is nothing to
-            go on from. A checkpoint that cannot be read is said, and is none.
+            The stored progress, `best_epoch` included, and the weights of that epoch.
         """
-        found = self.latest()
-        if found is None:
-            return None
-        try:
-            progress = json.loads((found / _PROGRESS).read_text(encoding="utf-8"))
-            best_epoch = progress["best_epoch"]
-            weights: list[np.ndarray] = []
-            if best_epoch:
-                with np.load(self._best(best_epoch), allow_pickle=False) as stored:
-                    weights = [stored[f"arr_{place}"] for place in range(len(stored.files))]
-            tf.train.load_checkpoint(str(found / _VARIABLES))
-        except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
-            say(f"the checkpoint {found} cannot be read ({error}); training begins anew")
-            shutil.rmtree(self.directory, ignore_errors=True)
-            return None
+        for folder in self._complete():
+            if _step_of(folder) > step:
+                shutil.rmtree(folder)
+        progress = _read_progress(self._folder(step))
+        best_epoch = progress["best_epoch"]
+        weights = self._read_best(best_epoch) if best_epoch else []
         self._best_epoch = best_epoch
         return progress, weights
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Bring `state`, of which every variable exists, to the checkpoint whose progress was loaded.
+    def clear(self) -> None:
+        """Remove what is there: training begins anew."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def restore(self, state: Mapping[str, Any], step: int) -> None:
+        """Bring `state`, of which every variable exists, to the checkpoint after `step`.
 
         Raises:
             InputError: the file is damaged.
         """
-        found = self.latest()
-        assert found is not None, "there is something to restore where `load` found something"
+        found = self._folder(step)
         try:
             tf.train.Checkpoint(**state).read(str(found / _VARIABLES)).assert_consumed()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
@@ -180,10 +196,33 @@ class Checkpoints:
     def _best(self, epoch: int) -> Path:
         return self.directory / f"best-epoch-{epoch}.npz"
 
-    def _remove_all_but(self, checkpoint: Path, best_epoch: int) -> None:
-        for path in self.directory.glob("step-*"):
-            if path != checkpoint:
+    def _read_best(self, epoch: int) -> list[np.ndarray]:
+        with np.load(self._best(epoch), allow_pickle=False) as stored:
+            return [stored[f"arr_{place}"] for place in range(len(stored.files))]
+
+    def _folder(self, step: int) -> Path:
+        return self.directory / f"{_STEP}{step:012d}"
+
+    def _complete(self) -> list[Path]:
+        """The folders of complete checkpoints, earliest first."""
+        found = self.directory.glob(f"{_STEP}*")
+        return sorted(path for path in found if not path.name.endswith(_STAGING))
+
+    def _remove_earlier(self) -> None:
+        complete = self._complete()
+        kept = complete[-self._kept :]
+        for path in self.directory.glob(f"{_STEP}*"):
+            if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
+        best = {self._best(_read_progress(path)["best_epoch"]) for path in kept}
         for path in self.directory.glob("best-epoch-*"):
-            if path != self._best(best_epoch):
+            if path not in best:
                 path.unlink(missing_ok=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix(_STEP))
+
+
+def _read_progress(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))

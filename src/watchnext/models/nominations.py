@@ -11,7 +11,7 @@ before it, see `score_blocks`.
 import datetime
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from watchnext.errors import InputError
-from watchnext.features.batches import Encoder, FeatureSpec, read_examples
+from watchnext.features.batches import Encoder, FeatureSpec, read_examples, read_ranges
 from watchnext.models.candidate_sources import (
     SOURCES,
     TOWER,
@@ -328,29 +328,49 @@ def store(directory: Path, impressions: pa.Table) -> None:
     pq.write_table(table, directory / "part-00000.parquet", compression="zstd")
 
 
-def joined(scores: Path, examples: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Ranking examples with the columns that the stage nominate stored for them, in one order.
+def joined(
+    scores: Path, examples: Iterator[pa.Table], ranges: Iterable[tuple[int, int]] | None = None
+) -> Iterator[pa.Table]:
+    """Ranking examples with the columns that the stage nominate stored for them, in one order, both read as they come.
 
     Args:
         scores: directory of the scores of a split.
         examples: its tables, in stored order.
+        ranges: begin and end of the rows that `examples` are, where they are not all of them, see `shared_ranges`.
 
     Raises:
         InputError: they are not of the same impressions.
     """
-    stored = pa.concat_tables(read_examples(scores)).combine_chunks()
-    begin = 0
+    stored = _Rows(read_examples(scores) if ranges is None else read_ranges(scores, ranges))
     for table in examples:
-        part = stored.slice(begin, table.num_rows)
-        begin += table.num_rows
-        if any(not part[key].equals(table[key].cast(part[key].type)) for key in KEYS):
+        part = stored.next(table.num_rows)
+        if part is None or any(not part[key].equals(table[key].cast(part[key].type)) for key in KEYS):
             raise _other_impressions(scores)
         for name in part.column_names:
             if name not in KEYS:
                 table = table.append_column(name, part[name])
         yield table
-    if begin != stored.num_rows:
+    if stored.next(1) is not None:
         raise _other_impressions(scores)
+
+
+class _Rows:
+    """Tables that follow one another, taken by so many rows."""
+
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self._tables = tables
+        self._held: list[pa.Table] = []
+
+    def next(self, rows: int) -> pa.Table | None:
+        """The next `rows` rows; None where there are fewer."""
+        while sum(table.num_rows for table in self._held) < rows:
+            table = next(self._tables, None)
+            if table is None:
+                return None
+            self._held.append(table)
+        held = pa.concat_tables(self._held).combine_chunks()
+        self._held = [held.slice(rows)]
+        return held.slice(0, rows)
 
 
 def _other_impressions(scores: Path) -> InputError:

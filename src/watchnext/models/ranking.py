@@ -1,6 +1,7 @@
 """Ranking (paper, section 4): expected watch time of one impression, by weighted logistic regression."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from watchnext.models import training
 from watchnext.models.calibration import WatchTimeCurve
 from watchnext.models.checkpoints import Checkpoints
 from watchnext.models.losses import Odds, expected_watch_time_s, weighted_logistic_loss
+from watchnext.models.shards import Shards
 from watchnext.models.towers import (
     EmbeddingTable,
     MatmulDtype,
@@ -26,6 +28,7 @@ from watchnext.models.towers import (
     save_signature,
     serving_specs,
 )
+from watchnext.models.workers import ALONE, Workers
 
 _SIDES = ("query", "impression")
 _NORMALIZED = "normalized_"
@@ -372,7 +375,7 @@ class RankingModel(tfrs.Model):
 
 
 def train(
-    examples: Mapping[str, np.ndarray],
+    examples: Mapping[str, np.ndarray] | Shards,
     features: Sequence[FeatureSpec],
     *,
     vocabulary_sizes: Mapping[str, int],
@@ -398,11 +401,12 @@ def train(
     objective: str = "weighted_pairwise_loss",
     where: str = "train_ranking",
     checkpoints: Checkpoints | None = None,
+    workers: Workers = ALONE,
 ) -> tuple[RankingModel, training.Training]:
     """Train ranking.
 
     Args:
-        examples: what `Encoder.encode_ranking` makes of the training examples.
+        examples: what `Encoder.encode_ranking` makes of the training examples; of several workers, those of this one.
         features: the inputs of the ranker.
         vocabulary_sizes: id space -> number of known ids.
         boundaries: continuous feature -> its quantiles in training.
@@ -412,7 +416,7 @@ def train(
         unit_s: see `losses.weighted_logistic_loss`.
         cap_s: see `losses.weighted_logistic_loss`.
         logit_bound: see RankingTower.
-        batch_size: impressions per step.
+        batch_size: impressions per step of each worker.
         learning_rate: of Adagrad.
         epochs: at most this many passes over the examples.
         patience: passes without a better objective before training stops.
@@ -427,56 +431,62 @@ def train(
         objective: which of them decides on the epoch; less is better.
         where: named in errors and progress.
         checkpoints: see `training.fit`.
+        workers: who trains together, see `training.fit`.
 
     Raises:
         InputError: there are no examples, none of them is clicked with watch time, or all are clicked where the odds
             are those of unclicked impressions, or the loss became NaN.
     """
-    clicked = examples["clicked"].astype(np.float64)
-    training.require_examples(clicked, where)
-    weight = clicked * np.minimum(examples["watch_time_s"], cap_s) / unit_s
-    if not np.isfinite(weight).all():
-        raise InputError(
-            f"{int((~np.isfinite(weight)).sum())} training examples have no watch time that is a number",
-            where=where,
-        )
-    negatives = len(clicked) - (clicked.sum() if odds == "unclicked" else 0.0)
-    if weight.sum() == 0 or negatives == 0:
+    shards = Shards.of(examples)
+    rows, clicks, weights, strange = 0, 0.0, 0.0, 0
+    for part in shards.parts():
+        clicked = part["clicked"].astype(np.float64)
+        training.require_examples(clicked, where)
+        weight = clicked * np.minimum(part["watch_time_s"], cap_s) / unit_s
+        rows, clicks = rows + len(clicked), clicks + clicked.sum()
+        weights, strange = weights + weight.sum(), strange + int((~np.isfinite(weight)).sum())
+    if strange:
+        raise InputError(f"{strange} training examples have no watch time that is a number", where=where)
+    # What is counted is counted of everybody's examples: the workers train one model.
+    rows, clicks, weights = workers.sum(np.array([rows, clicks, weights]))
+    negatives = rows - (clicks if odds == "unclicked" else 0.0)
+    if weights == 0 or negatives == 0:
         raise InputError(
             "the odds of watch time cannot be learned: "
             + ("every impression was clicked" if negatives == 0 else "no impression was clicked and watched"),
-            where=f"{where}, {len(clicked)} training examples",
+            where=f"{where}, {rows:.0f} training examples",
             remedy="look at the columns clicked and watch_time_s of the logs",
         )
-    tower = RankingTower(
-        features,
-        vocabulary_sizes=vocabulary_sizes,
-        boundaries=boundaries,
-        hidden_units=hidden_units,
-        dims_per_doubling=dims_per_doubling,
-        # What a model that knows nothing of its inputs would say; training then learns only what differs.
-        initial_logit=float(np.log(weight.sum() / negatives)),
-        logit_bound=logit_bound,
-        unit_s=unit_s,
-        nets=nets,
-        powers=powers,
-        id_weights=id_weights,
-        embedded=[
-            space for space, size in vocabulary_sizes.items() if len(clicked) >= rows_per_embedded_id * size
-        ],
-        matmul_dtype=fastest_matmul_dtype() if matmul_dtype == "auto" else tf.as_dtype(matmul_dtype),
-    )
-    model = RankingModel(
-        tower,
-        lambda logits, clicks, watch_time_s: weighted_logistic_loss(
-            logits, clicks, watch_time_s, unit_s=unit_s, cap_s=cap_s, odds=odds
-        ),
-        l2,
-    )
-    model.compile(optimizer=adagrad(learning_rate))
+    with workers.scope():
+        tower = RankingTower(
+            features,
+            vocabulary_sizes=vocabulary_sizes,
+            boundaries=boundaries,
+            hidden_units=hidden_units,
+            dims_per_doubling=dims_per_doubling,
+            # What a model that knows nothing of its inputs would say; training then learns only what differs.
+            initial_logit=float(np.log(weights / negatives)),
+            logit_bound=logit_bound,
+            unit_s=unit_s,
+            nets=nets,
+            powers=powers,
+            id_weights=id_weights,
+            embedded=[
+                space for space, size in vocabulary_sizes.items() if rows >= rows_per_embedded_id * size
+            ],
+            matmul_dtype=fastest_matmul_dtype() if matmul_dtype == "auto" else tf.as_dtype(matmul_dtype),
+        )
+        model = RankingModel(
+            tower,
+            lambda logits, clicks, watch_time_s: weighted_logistic_loss(
+                logits, clicks, watch_time_s, unit_s=unit_s, cap_s=cap_s, odds=odds
+            ),
+            l2,
+        )
+        model.compile(optimizer=adagrad(learning_rate))
     outcome = training.fit(
         model,
-        normalize_once(tower, examples),
+        shards.through(partial(normalize_once, tower), normalized_names(tower, shards.names)),
         batch_size=batch_size,
         epochs=epochs,
         patience=patience,
@@ -486,8 +496,17 @@ def train(
         maximise=False,
         where=where,
         checkpoints=checkpoints,
+        workers=workers,
     )
     return model, outcome
+
+
+def normalized_names(tower: RankingTower, names: Sequence[str]) -> list[str]:
+    """The names of what `normalize_once` makes of arrays of these names."""
+    continuous = {name for of_side in tower.continuous.values() for name in of_side}
+    return [name for name in names if name not in continuous] + [
+        _NORMALIZED + side for side in tower.normalizers
+    ]
 
 
 def normalize_once(
@@ -495,8 +514,8 @@ def normalize_once(
 ) -> dict[str, np.ndarray]:
     """The examples with the continuous features of each side replaced by one array, normalised, which no epoch then
     computes again."""
-    continuous = {name for names in tower.continuous.values() for name in names}
-    arrays = {name: array for name, array in examples.items() if name not in continuous}
+    names_kept = set(normalized_names(tower, list(examples)))
+    arrays = {name: array for name, array in examples.items() if name in names_kept}
     for side, normalizer in tower.normalizers.items():
         names = tower.continuous[side]
         rows = len(examples[names[0]])

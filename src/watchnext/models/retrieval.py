@@ -18,6 +18,7 @@ from watchnext.models import training
 from watchnext.models.checkpoints import Checkpoints
 from watchnext.models.losses import Estimator, sampled_softmax_loss
 from watchnext.models.samplers import Sampler, SamplerKind, expected_candidate_count, make_sampler
+from watchnext.models.shards import Shards
 from watchnext.models.towers import (
     EmbeddingTable,
     MatmulDtype,
@@ -32,6 +33,7 @@ from watchnext.models.towers import (
     save_signature,
     serving_specs,
 )
+from watchnext.models.workers import ALONE, Workers
 
 HISTORY = "history"
 SHOWN_UNWATCHED = "shown_unwatched"
@@ -264,7 +266,7 @@ class RetrievalModel(tfrs.Model):
 
 
 def train(
-    examples: Mapping[str, np.ndarray],
+    examples: Mapping[str, np.ndarray] | Shards,
     features: Sequence[FeatureSpec],
     *,
     vocabulary_sizes: Mapping[str, int],
@@ -292,19 +294,22 @@ def train(
     objective: str = "map",
     where: str = "train_retrieval",
     checkpoints: Checkpoints | None = None,
+    workers: Workers = ALONE,
 ) -> tuple[RetrievalModel, training.Training]:
     """Train candidate generation.
 
     Args:
         examples: what `Encoder.encode_retrieval` makes of the training examples, `label` included. With `user`,
-            one watch of a user is no negative of another; with `unwatched_label` the tower is told, see `QueryTower`.
+            one watch of a user is no negative of another; with `unwatched_label` the tower is told, see `QueryTower`. Of
+            several workers, those of this one.
         features: the inputs of the query tower.
         vocabulary_sizes: id space -> number of known ids.
         embedding_dim: D.
         depth: ReLU layers of the query tower.
         watch_dropout: share of a bag's watches left out at random in training.
-        batch_size: examples per step.
-        negatives: shared draws per step.
+        batch_size: examples per step of each worker.
+        negatives: shared draws per step of each worker: its examples have these and its own labels as negatives, and no
+            other worker's.
         learning_rate: of Adagrad, which updates only the embedding rows of the batch.
         epochs: at most this many passes over the examples.
         patience: passes without a better objective before training stops.
@@ -326,54 +331,65 @@ def train(
         objective: which of the metrics decides on the epoch; more is better.
         where: named in errors and progress.
         checkpoints: see `training.fit`.
+        workers: who trains together, see `training.fit`.
 
     Raises:
         InputError: there are no examples, an example's label is not in the vocabulary, or the loss became NaN.
     """
-    labels = examples["label"]
-    training.require_examples(labels, where)
+    shards = Shards.of(examples)
     num_candidates = vocabulary_sizes["video"]
-    if labels.min() < 1 or labels.max() > num_candidates:
-        raise InputError(
-            f"labels of training examples must lie in 1..{num_candidates}, the vocabulary of videos",
-            where=where,
-            offenders=labels[(labels < 1) | (labels > num_candidates)][:5].tolist(),
-            remedy="examples and vocabulary are not of the same run of featurize: run `dvc repro`",
+    label_frequency = np.zeros(num_candidates, np.int64)
+    longest_example_age_s = [1.0] if EXAMPLE_AGE not in shards.names else []
+    for part in shards.parts():
+        labels = part["label"]
+        training.require_examples(labels, where)
+        if labels.min() < 1 or labels.max() > num_candidates:
+            raise InputError(
+                f"labels of training examples must lie in 1..{num_candidates}, the vocabulary of videos",
+                where=where,
+                offenders=labels[(labels < 1) | (labels > num_candidates)][:5].tolist(),
+                remedy="examples and vocabulary are not of the same run of featurize: run `dvc repro`",
+            )
+        label_frequency += np.bincount(labels - 1, minlength=num_candidates)
+        if EXAMPLE_AGE in part:
+            longest_example_age_s.append(float(part[EXAMPLE_AGE].max()))
+    # What is counted is counted of everybody's examples: the workers train one model.
+    label_frequency = workers.sum(label_frequency)
+    batch_size = min(workers.gathered(min(batch_size, *shards.rows)))
+    longest = max(workers.gathered(max(longest_example_age_s)))
+    with workers.scope():
+        tower = QueryTower(
+            features,
+            vocabulary_sizes=vocabulary_sizes,
+            embedding_dim=embedding_dim,
+            depth=depth,
+            longest_example_age_s=longest,
+            pooling=pooling,
+            watch_dropout=watch_dropout,
+            shown_dropout=shown_dropout,
+            head=head,
+            serving_example_age_s=serving_example_age_s,
+            unwatched_labels=UNWATCHED_LABEL in shards.names,
+            matmul_dtype=fastest_matmul_dtype() if matmul_dtype == "auto" else tf.as_dtype(matmul_dtype),
         )
-    batch_size = min(batch_size, len(labels))
-    tower = QueryTower(
-        features,
-        vocabulary_sizes=vocabulary_sizes,
-        embedding_dim=embedding_dim,
-        depth=depth,
-        longest_example_age_s=float(examples[EXAMPLE_AGE].max()) if EXAMPLE_AGE in examples else 1.0,
-        pooling=pooling,
-        watch_dropout=watch_dropout,
-        shown_dropout=shown_dropout,
-        head=head,
-        serving_example_age_s=serving_example_age_s,
-        unwatched_labels=UNWATCHED_LABEL in examples,
-        matmul_dtype=fastest_matmul_dtype() if matmul_dtype == "auto" else tf.as_dtype(matmul_dtype),
-    )
-    label_frequency = np.bincount(labels - 1, minlength=num_candidates)
-    model = RetrievalModel(
-        tower,
-        make_sampler(
-            sampler, num_candidates=num_candidates, label_frequency=label_frequency, alpha=sampler_alpha
-        ),
-        label_frequency=label_frequency,
-        batch_size=batch_size,
-        negatives=negatives,
-        unique_negatives=unique_negatives,
-        in_batch_negatives=in_batch_negatives,
-        estimator=estimator,
-    )
-    model.compile(optimizer=adagrad(learning_rate))
+        model = RetrievalModel(
+            tower,
+            make_sampler(
+                sampler, num_candidates=num_candidates, label_frequency=label_frequency, alpha=sampler_alpha
+            ),
+            label_frequency=label_frequency,
+            batch_size=batch_size,
+            negatives=negatives,
+            unique_negatives=unique_negatives,
+            in_batch_negatives=in_batch_negatives,
+            estimator=estimator,
+        )
+        model.compile(optimizer=adagrad(learning_rate))
     wanted = [spec.name for spec in features] + ["label"]
-    wanted += [name for name in (USER, UNWATCHED_LABEL) if name in examples]
+    wanted += [name for name in (USER, UNWATCHED_LABEL) if name in shards.names]
     outcome = training.fit(
         model,
-        {name: examples[name] for name in wanted},
+        shards.through(lambda part: {name: part[name] for name in wanted}, wanted),
         batch_size=batch_size,
         epochs=epochs,
         patience=patience,
@@ -384,6 +400,7 @@ def train(
         where=where,
         checkpoints=checkpoints,
         averaged_passes=averaged_passes,
+        workers=workers,
     )
     return model, outcome
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from watchnext.features.batches import FeatureSpec
+from watchnext.models.workers import of_mean_loss
 
 Pooling = Literal["mean", "sum", "max"]
 MatmulDtype = Literal["auto", "float32", "bfloat16"]
@@ -194,7 +195,13 @@ def log_dim(vocabulary_size: int, per_doubling: float) -> int:
 
 
 class _Adagrad(tf.keras.optimizers.legacy.Adagrad):
-    """Adagrad whose sparse update is one fused operation, and which adds up only rows that occur twice."""
+    """Adagrad whose sparse update is one fused operation, and which adds up only rows that occur twice.
+
+    Of several workers it takes the gradient of the mean over all their examples.
+    """
+
+    def _transform_unaggregated_gradients(self, grads_and_vars: Any) -> Any:
+        return of_mean_loss(grads_and_vars)
 
     def _resource_apply_sparse_duplicate_indices(
         self, grad: tf.Tensor, handle: tf.Variable, indices: tf.Tensor, **kwargs: Any

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,19 @@ import tensorflow as tf
 
 from watchnext.console import say, track
 from watchnext.errors import InputError
-from watchnext.features.batches import UNWATCHED_LABEL, read_examples
+from watchnext.features.batches import UNWATCHED_LABEL, WHOLE, Share, read_examples
 from watchnext.models.checkpoints import Checkpoints
+from watchnext.models.shards import Shards, write_shards
+from watchnext.models.workers import ALONE, Workers
 
 Curves = dict[str, list[tuple[int, float]]]
 """Metric name -> [(epoch from 1, value), ...]."""
+
+_ENCODED_AT_ONCE = 65_536
+"""Examples."""
+
+_STEPS_BETWEEN_QUESTIONS = 10
+"""Of several workers: whether it is time for a checkpoint. Their clocks differ, and to ask takes a millisecond."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +44,16 @@ class Training:
     curves: Curves
 
 
-def start(seed: int, *, deterministic: bool) -> None:
+def start(seed: int, *, deterministic: bool, workers: Workers = ALONE) -> None:
     """Seed Python, NumPy and TensorFlow, and ask for deterministic ops; call before a model is built.
 
     What is drawn within a training step comes from `tf.random.get_global_generator()`: its state is a variable,
     which a checkpoint holds, while that of `tf.random.uniform` is hidden in the op. Determinism holds for the rest
-    of the process: TensorFlow has no way back.
+    of the process: TensorFlow has no way back. Workers begin with the same weights, and draw numbers of their own.
     """
     tf.keras.utils.set_random_seed(seed)
     # Reset, not replaced: functions that were traced before hold on to the generator's variable.
-    tf.random.get_global_generator().reset_from_seed(seed)
+    tf.random.get_global_generator().reset_from_seed(workers.seed(seed))
     if deterministic:
         tf.config.experimental.enable_op_determinism()
 
@@ -53,24 +62,70 @@ def encode_all(
     examples: Path,
     encode: Callable[[pa.Table], dict[str, np.ndarray]],
     through: Callable[[Iterator[pa.Table]], Iterator[pa.Table]] = iter,
+    share: Share = WHOLE,
 ) -> dict[str, np.ndarray]:
-    """All examples of a split as arrays.
+    """All examples of a split, or a worker's share of them, as arrays.
 
     Args:
         examples: directory of the split.
         encode: a method of an Encoder.
         through: what the tables go through before, e.g. to get further columns.
+        share: which of the examples to read.
 
     Raises:
         InputError: there are no examples.
     """
-    parts = [encode(table) for table in through(read_examples(examples))]
+    parts = [encode(table) for table in through(read_examples(examples, share=share))]
     if not parts:
         raise no_examples(str(examples))
     if len(parts) == 1:
         return parts[0]
     # One input at a time, its parts let go, so that the peak is one copy and not two.
     return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+
+
+def encode_shards(
+    examples: Path,
+    encode: Callable[[pa.Table], dict[str, np.ndarray]],
+    through: Callable[[Iterator[pa.Table]], Iterator[pa.Table]] = iter,
+    *,
+    rows: int,
+    at_once: int,
+    folder: Path,
+    seed: int,
+    share: Share = WHOLE,
+) -> Shards:
+    """Examples of a split, one shard of them in memory at a time; all of them, where they are no more than a shard.
+
+    Args:
+        examples: directory of the split.
+        encode: a method of an Encoder.
+        through: what the tables go through before.
+        rows: at most so many there will be.
+        at_once: at most about so many are to be in memory.
+        folder: gets the shards, where there are several; whoever is through with them removes it.
+        seed: decides which example comes into which shard.
+        share: which of the examples to read.
+
+    Raises:
+        InputError: there are no examples.
+    """
+    if rows <= at_once:
+        return Shards.of(encode_all(examples, encode, through, share))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tables = through(read_examples(examples, share=share))
+    parts = (encode(piece) for table in tables for piece in _pieces(table, at_once))
+    shards = write_shards(parts, folder, num_shards=math.ceil(rows / at_once), seed=seed)
+    if not shards.num_rows:
+        raise no_examples(str(examples))
+    return shards
+
+
+def _pieces(table: pa.Table, at_once: int) -> Iterator[pa.Table]:
+    """Arrays of ids take several times what a compressed row group does."""
+    size = min(at_once, _ENCODED_AT_ONCE)
+    return (table.slice(begin, size) for begin in range(0, table.num_rows, size))
 
 
 def with_further_examples(
@@ -81,6 +136,7 @@ def with_further_examples(
     shown_share: float,
     seed: int,
     shown_marked: bool = False,
+    share: Share = WHOLE,
 ) -> Iterator[pa.Table]:
     """The watches of the logs that candidate generation is trained on, and what else it learns from.
 
@@ -92,6 +148,7 @@ def with_further_examples(
         shown_share: share of what was shown and not watched that is a label.
         seed: decides which.
         shown_marked: whether a column `unwatched_label` says which labels were shown and not watched, where there are any.
+        share: which of the further examples to read.
     """
     shares = {"history": float(history), "shown": shown_share}
     marked = shown_marked and shown_share > 0
@@ -105,10 +162,10 @@ def with_further_examples(
 
     for table in tables:
         yield mark(table, False)
-    for name, share in shares.items():
-        draw = np.random.default_rng(seed)
-        for table in read_examples(stored / name) if share > 0 else ():
-            chosen = table.filter(pa.array(draw.random(table.num_rows) < share))
+    for name, part in shares.items():
+        draw = np.random.default_rng(seed + share.index)
+        for table in read_examples(stored / name, share=share) if part > 0 else ():
+            chosen = table.filter(pa.array(draw.random(table.num_rows) < part))
             if chosen.num_rows:
                 yield mark(chosen, name == "shown")
 
@@ -136,6 +193,7 @@ def shuffled_batches(
     seed: int,
     first_epoch: int = 0,
     first_step: int = 0,
+    steps: int | None = None,
 ) -> tf.data.Dataset:
     """Batches of all examples, in an order that the seed decides and that differs between epochs.
 
@@ -149,6 +207,7 @@ def shuffled_batches(
         seed: decides the order.
         first_epoch: from 0, the pass that the data set begins with ...
         first_step: ... and the batch of it, from 0: what a training that goes on has not seen yet.
+        steps: batches of a pass, at most `num_steps`; None: so many.
 
     Returns:
         A data set of name -> [batch_size, ...]; an epoch is `num_steps` elements.
@@ -157,7 +216,7 @@ def shuffled_batches(
     tensors = {name: tf.constant(array) for name, array in arrays.items()}
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices(_batch_rows(rows, batch_size, seed, number))
+        return tf.data.Dataset.from_tensor_slices(_batch_rows(rows, batch_size, seed, number)[:steps])
 
     def gather(index: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.gather(tensor, index) for name, tensor in tensors.items()}
@@ -166,15 +225,63 @@ def shuffled_batches(
     return epochs_left.flat_map(epoch).skip(first_step).map(gather).prefetch(2)
 
 
-def num_steps(arrays: Mapping[str, np.ndarray], batch_size: int) -> int:
-    """Steps per epoch of `shuffled_batches`."""
-    rows = _num_rows(arrays)
-    return rows // min(batch_size, rows)
+def sharded_batches(
+    shards: Shards,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    steps: int,
+    first_epoch: int = 0,
+    first_step: int = 0,
+) -> tf.data.Dataset:
+    """`shuffled_batches` of examples of which one shard at a time is in memory.
+
+    In each epoch shards come in another order, and so do the examples of each. What does not fill the last batch of a shard
+    is left out of that epoch.
+    """
+
+    def generate() -> Iterator[Mapping[str, np.ndarray]]:
+        begin = first_step
+        for epoch in range(first_epoch, epochs):
+            current = -1
+            arrays: Mapping[str, np.ndarray] = {}
+            for shard, rows in _sharded_rows(shards.rows, batch_size, seed, epoch, begin, steps):
+                if shard != current:
+                    arrays = {}  # before the next one is read, or there would be two
+                    current, arrays = shard, shards.load(shard)
+                yield {name: array[rows] for name, array in arrays.items()}
+            begin = 0
+
+    signature = {
+        name: tf.TensorSpec([batch_size, *array.shape[1:]], array.dtype)
+        for name, array in shards.load(0).items()
+    }
+    return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(2)
+
+
+def _sharded_rows(
+    rows: Sequence[int], batch_size: int, seed: int, epoch: int, first_step: int, steps: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The shard of each batch of an epoch, and the rows of it, [batch_size], from `first_step` on."""
+    step = 0
+    for shard in np.random.default_rng([seed, epoch]).permutation(len(rows)):
+        num = rows[shard] // batch_size
+        if step + num > first_step:
+            order = np.random.default_rng([seed, epoch, shard + 1]).permutation(rows[shard])
+            for place in range(max(0, first_step - step), min(num, steps - step)):
+                yield int(shard), order[place * batch_size : (place + 1) * batch_size]
+        step += num
+
+
+def num_steps(examples: Mapping[str, np.ndarray] | Shards, batch_size: int) -> int:
+    """Steps per epoch of `shuffled_batches` and `sharded_batches`."""
+    return sum(rows // min(batch_size, rows) for rows in Shards.of(examples).rows)
 
 
 def fit(
     model: tf.keras.Model,
-    arrays: Mapping[str, np.ndarray],
+    examples: Mapping[str, np.ndarray] | Shards,
     *,
     batch_size: int,
     epochs: int,
@@ -186,13 +293,14 @@ def fit(
     where: str,
     checkpoints: Checkpoints | None = None,
     averaged_passes: float = 0.0,
+    workers: Workers = ALONE,
 ) -> Training:
     """Train a compiled model until the tuning day stops improving, and keep the best epoch's weights.
 
     Args:
         model: compiled; its `train_step` reports `total_loss`, and draws random numbers from TensorFlow's global
             generator (see `start`), whose state a checkpoint holds.
-        arrays: name -> [num_examples, ...], the training examples.
+        examples: name -> [num_examples, ...], the training examples, in memory or in shards.
         batch_size: examples per step.
         epochs: at most this many passes.
         patience: passes without a better `objective` after which training stops.
@@ -207,19 +315,33 @@ def fit(
             left there: whoever has stored the outcome removes them. None for no checkpoints.
         averaged_passes: above 0, the tuning day measures, and the model ends with, the exponential average of the
             weights over about so many passes last past, see `WeightAverage`; training itself goes on from the weights.
+        workers: who trains this model, made within their scope, together. `examples` are then those of this one, a
+            step goes over `batch_size` of each, a pass ends where the first of them is through, and the chief alone
+            evaluates.
 
     Raises:
-        InputError: the loss, or a weight, is no longer a number. The last checkpoint from before stays.
+        InputError: the loss, or a weight, is no longer a number. The last checkpoint from before stays. Or the weights of
+            the workers are not the same.
     """
-    steps = num_steps(arrays, batch_size)
-    stored = checkpoints.load() if checkpoints is not None else None
-    progress = _Progress() if stored is None else _Progress(**stored[0], best_weights=stored[1])
+    shards = Shards.of(examples)
+    seed = workers.seed(seed)
+    batch_size = min(workers.gathered(min(batch_size, *shards.rows, shards.rows[0])))
+    steps = min(workers.gathered(num_steps(shards, batch_size)))
+    progress, resumed_step = _Progress(), None
+    if checkpoints is not None:
+        resumed_step = max(workers.common(checkpoints.steps()), default=None)
+        if resumed_step is None:
+            checkpoints.clear()
+        else:
+            stored, best_weights = checkpoints.load(resumed_step)
+            progress = _Progress(**stored, best_weights=best_weights)
     batches = iter(
-        shuffled_batches(
-            arrays,
+        _batches(
+            shards,
             batch_size=batch_size,
             epochs=epochs,
             seed=seed,
+            steps=steps,
             first_epoch=progress.epochs_done,
             first_step=progress.step,
         )
@@ -231,8 +353,8 @@ def fit(
     average = WeightAverage(model.weights, passes=averaged_passes, steps=steps) if averaged_passes else None
     if average is not None:
         state["average"] = average
-    if checkpoints is not None and stored is not None:
-        checkpoints.restore(state)
+    if checkpoints is not None and resumed_step is not None:
+        checkpoints.restore(state, resumed_step)
         say(
             f"{where}: goes on from its checkpoint, after step {progress.step} of {steps} of epoch "
             f"{progress.epochs_done + 1}"
@@ -241,10 +363,11 @@ def fit(
         )
 
     def stop(what: str) -> InputError:
+        shard, rows = _rows_of(shards, batch_size, seed, progress.epochs_done, progress.step - 1)
         return _diverged(
             what,
-            arrays,
-            rows=_batch_rows(_num_rows(arrays), batch_size, seed, progress.epochs_done)[progress.step - 1],
+            shards.load(shard),
+            rows=rows,
             where=f"{where}, epoch {progress.epochs_done + 1}, step {progress.step} of {steps}",
             checkpoint=checkpoints.latest() if checkpoints is not None else None,
         )
@@ -266,28 +389,39 @@ def fit(
     while progress.epochs_done < epochs and not progress.has_lost_patience(patience):
         number = progress.epochs_done + 1
         for _ in track(range(progress.step, steps), f"{where}, epoch {number}/{epochs}"):
-            loss = float(train_step(batches)["total_loss"])
+            with workers.together():
+                loss = float(train_step(batches)["total_loss"])
             progress.step += 1
             if not math.isfinite(loss):
                 raise stop(f"the training loss became {loss}")
             progress.loss_sum += loss
             if average is not None and progress.step % average.every == 0:
                 average.update()
-            if checkpoints is not None and progress.step < steps and checkpoints.due():
+            if (
+                checkpoints is not None
+                and progress.step < steps
+                and (workers.count == 1 or progress.step % _STEPS_BETWEEN_QUESTIONS == 0)
+                and workers.any(checkpoints.due())
+            ):
                 check_weights()
                 save(checkpoints)
         check_weights()
         with average.in_place() if average is not None else contextlib.nullcontext():
-            metrics = {"loss": progress.loss_sum / steps, **evaluate()}
+            loss = float(workers.sum(np.array(progress.loss_sum))) / steps / workers.count
+            metrics = {"loss": loss, **workers.told_by_chief(lambda: dict(evaluate()))}
             say(
                 f"{where}, epoch {number}: "
                 + ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
             )
             if progress.end_epoch(metrics, objective, maximise=maximise, where=where):
                 progress.best_weights = model.get_weights()
-        if checkpoints is not None and checkpoints.due_after_epoch():
+        if checkpoints is not None and workers.any(checkpoints.due_after_epoch()):
             save(checkpoints)
     model.set_weights(progress.best_weights)
+    if workers.count > 1:
+        digest = weights_digest(model.weights)
+        say(f"{where}, worker {workers.index} of {workers.count}: weights {digest}")
+        workers.require_equal(digest, "weights", where)
     return Training(best_epoch=progress.best_epoch, curves=progress.curves)
 
 
@@ -418,10 +552,10 @@ class _Progress:
 
 
 def _diverged(
-    what: str, arrays: Mapping[str, np.ndarray], *, rows: tf.Tensor, where: str, checkpoint: Path | None
+    what: str, arrays: Mapping[str, np.ndarray], *, rows: np.ndarray, where: str, checkpoint: Path | None
 ) -> InputError:
     """The error for a training that can not go on, with the batch that it stopped at."""
-    batch = np.sort(rows.numpy())
+    batch = np.sort(rows)
     offenders = [
         "examples " + ", ".join(map(str, batch[:8])) + (f", ... ({len(batch)})" if len(batch) > 8 else "")
     ]
@@ -449,6 +583,19 @@ def _batch_rows(rows: int, batch_size: int, seed: int, epoch: int | tf.Tensor) -
         tf.range(rows), seed=tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
     )
     return tf.reshape(order[: steps * batch_size], [steps, batch_size])
+
+
+def _batches(shards: Shards, *, steps: int, **order: int) -> tf.data.Dataset:
+    if shards.in_memory:
+        return shuffled_batches(shards.load(0), steps=steps, **order)
+    return sharded_batches(shards, steps=steps, **order)
+
+
+def _rows_of(shards: Shards, batch_size: int, seed: int, epoch: int, step: int) -> tuple[int, np.ndarray]:
+    """The shard of the batch of a step, and which rows of it."""
+    if shards.in_memory:
+        return 0, _batch_rows(shards.num_rows, batch_size, seed, epoch)[step].numpy()
+    return next(_sharded_rows(shards.rows, batch_size, seed, epoch, step, step + 1))
 
 
 def _num_rows(arrays: Mapping[str, np.ndarray]) -> int:

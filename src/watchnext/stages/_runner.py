@@ -15,6 +15,9 @@ A stage is a plain function named after its module. Its signature says what it n
   it finds again. It is removed when the outputs are in place.
 
 It returns flat metrics, or None for "there was nothing to do; the outputs of last time stand".
+
+Of several workers that train together (`TF_CONFIG`, see `watchnext.tf_config`) the first is the chief, for whom all of this
+holds. The others compute the same, write to a folder that is thrown away, and log nothing.
 """
 
 import argparse
@@ -28,6 +31,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +46,14 @@ from filelock import FileLock, Timeout
 from watchnext import config
 from watchnext.console import say
 from watchnext.errors import InputError
+from watchnext.tf_config import Cluster, WorkerLost
 from watchnext.tracking import Tracker, flatten
+
+LAUNCHER_VARIABLE = "WATCHNEXT_LAUNCHER"
+"""Process id of whoever started this worker: it ends when that process does."""
+
+LOST_STATUS = 3
+"""Exit status of a worker that could not go on because another one was gone."""
 
 CHECKPOINTS_DIR = Path(".checkpoints")
 METRICS_DIR = Path("metrics")
@@ -52,6 +63,9 @@ _LOCK_WAIT_S = 30.0
 _PARENT_POLL_S = 0.5
 
 Metrics = Mapping[str, float | int | str]
+
+TRAINED_TOGETHER = ("train_retrieval", "train_ranking")
+"""Stages whose work several workers share."""
 
 
 def load_stage(name: str) -> tuple[ModuleType, Callable[..., Metrics | None]]:
@@ -164,6 +178,17 @@ def run(call: Call, tracker: Tracker, execution_id: str) -> Metrics | None:
     if metrics is not None:
         _log(call, tracker, execution_id, metrics, "FINISHED", time.monotonic() - started)
     return metrics
+
+
+def run_beside_chief(call: Call, cluster: Cluster) -> None:
+    """Run one stage as a worker that is not the chief: nothing stays of it but, if it is stopped, its checkpoints."""
+    checkpoints = CHECKPOINTS_DIR / f"{call.stage}.worker-{cluster.index}"
+    with tempfile.TemporaryDirectory(prefix=f"watchnext-{call.stage}-") as scratch:
+        staged = {name: Path(scratch) / name for name in call.outputs}
+        call.function(**{**call.arguments, **staged}, checkpoints=checkpoints)
+    # Whether the chief has put its outputs in place is not known here. If it has not, all begin anew, and lose no more
+    # than the time: a checkpoint that one of them lacks is none.
+    _remove(checkpoints)
 
 
 def fill_in_cached_stages(tracker: Tracker, execution_id: str) -> None:
@@ -362,6 +387,11 @@ def main(argv: list[str]) -> int:
         say("usage: python -m watchnext.stages._runner STAGE --flags; stages: " + ", ".join(config.STAGES))
         return 2
     stage, *flags = argv
+    if launcher := os.environ.get(LAUNCHER_VARIABLE):
+        try:
+            die_with(psutil.Process(int(launcher)))
+        except psutil.NoSuchProcess:
+            return 1
     dvc = execution()
     if dvc is not None:
         die_with(dvc)
@@ -369,6 +399,13 @@ def main(argv: list[str]) -> int:
     root = Path.cwd()
     try:
         call = prepare(stage, flags)
+        cluster = Cluster.from_environment() if stage in TRAINED_TOGETHER else None
+        if cluster is not None and not cluster.is_chief:
+            run_beside_chief(call, cluster)
+            say(
+                f"{stage}: worker {cluster.index} of {len(cluster.addresses)} is done; the chief has the outputs"
+            )
+            return 0
         with only_stage_here(root):
             sweep(root)
             tracker = Tracker.open(root)
@@ -384,7 +421,7 @@ def main(argv: list[str]) -> int:
                 fill_in_cached_stages(tracker, identifier)
     except InputError as error:
         say(f"\n{stage} stopped: {error}\n")
-        return 1
+        return LOST_STATUS if isinstance(error, WorkerLost) else 1
     return 0
 
 

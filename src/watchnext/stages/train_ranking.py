@@ -1,6 +1,7 @@
 """Stage `train_ranking`: expected watch time, trained on the training days, its epoch chosen on the tuning day."""
 
 import json
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -59,19 +60,26 @@ def train_ranking(
 
     from watchnext.evaluation import metrics, offline
     from watchnext.evaluation.plots import plot_curves
-    from watchnext.features.batches import ADDED_INPUTS, Encoder
+    from watchnext.features.batches import ADDED_INPUTS, Encoder, Share, shared_ranges, stored_rows
     from watchnext.models import nominations, ranking
     from watchnext.models import training as fitting
     from watchnext.models.calibration import WatchTimeCurve
     from watchnext.models.checkpoints import Checkpoints
+    from watchnext.models.workers import Workers
 
+    workers = Workers.join()
     out_model.mkdir(parents=True)
     out_report.mkdir(parents=True, exist_ok=True)
     encoder = Encoder.load(features).with_inputs(sources / ADDED_INPUTS)
 
-    def scored(split: str, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    stored = features / "ranking_examples" / "training"
+    share = Share(workers.index, workers.count)
+
+    def scored(
+        split: str, tables: Iterator[pa.Table], ranges: list[tuple[int, int]] | None = None
+    ) -> Iterator[pa.Table]:
         nominated = nominations.nominated_inputs(encoder)
-        return nominations.joined(sources / "scores" / split, tables) if nominated else tables
+        return nominations.joined(sources / "scores" / split, tables, ranges) if nominated else tables
 
     known = [spec.name for spec in encoder.ranking_features]
     odd = sorted(set(params.inputs_left_out) - set(known))
@@ -84,8 +92,15 @@ def train_ranking(
         )
     chosen = [spec for spec in encoder.ranking_features if spec.name not in params.inputs_left_out]
 
-    examples = fitting.encode_all(
-        features / "ranking_examples" / "training", encoder.encode_ranking, partial(scored, "training")
+    examples = fitting.encode_shards(
+        stored,
+        encoder.encode_ranking,
+        partial(scored, "training", ranges=shared_ranges(stored, share) if workers.count > 1 else None),
+        rows=math.ceil(stored_rows(stored) / workers.count),
+        at_once=training.examples_in_memory,
+        folder=out_model.with_name(out_model.name + ".shards.staging"),
+        seed=seed,
+        share=share,
     )
     has_tuning_day = encoder.manifest["days"]["tuning"] is not None
     if not has_tuning_day:
@@ -117,7 +132,7 @@ def train_ranking(
             **{f"tuning_{name}": value for name, value in result.metrics().items()},
         }
 
-    fitting.start(seed, deterministic=training.deterministic)
+    fitting.start(seed, deterministic=training.deterministic, workers=workers)
     model, outcome = ranking.train(
         examples,
         chosen,
@@ -132,16 +147,22 @@ def train_ranking(
                 "seed": seed,
                 "features": encoder.manifest,
                 "sources": json.loads((sources / "manifest.json").read_text(encoding="utf-8")),
+                "workers": (workers.index, workers.count),
             },
             examples=examples,
             every_s=training.checkpoint_every_s,
+            kept=min(2, workers.count),
         )
         if checkpoints is not None
         else None,
         evaluate=evaluate,
         objective="tuning_weighted_pairwise_loss",
+        workers=workers,
         **params.model_dump(exclude={"inputs_left_out", "calibrated"}),
     )
+    clicked = float(sum(part["clicked"].sum(dtype=np.float64) for part in examples.parts()))
+    rows, clicks = workers.sum(np.array([examples.num_rows, clicked]))
+    examples.remove()
     curve = None
     if params.calibrated and has_tuning_day:
         result, predicted = judged(model)
@@ -167,8 +188,9 @@ def train_ranking(
     plot_curves(outcome.curves, outcome.best_epoch, out_report / "curves.png")
     kept = {name: points[outcome.best_epoch - 1][1] for name, points in outcome.curves.items()}
     return {
-        "training_examples": len(examples["clicked"]),
-        "click_rate": float(examples["clicked"].mean()),
+        "training_examples": int(rows),
+        "click_rate": float(clicks / rows),
+        "workers": workers.count,
         "best_epoch": outcome.best_epoch,
         "weights_digest": digest,
         **kept,

@@ -1,6 +1,7 @@
 """Stage `train_retrieval`: candidate generation, trained on the training days, its epoch chosen on the tuning day."""
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -81,14 +82,18 @@ def train_retrieval(
     Raises:
         InputError: there are no training examples, every input is switched off, or training diverged.
     """
+    import numpy as np
+
     from watchnext.errors import InputError
     from watchnext.evaluation import offline
     from watchnext.evaluation.plots import plot_curves
-    from watchnext.features.batches import Encoder
+    from watchnext.features.batches import Encoder, Share, stored_rows
     from watchnext.models import retrieval
     from watchnext.models import training as fitting
     from watchnext.models.checkpoints import Checkpoints
+    from watchnext.models.workers import Workers
 
+    workers = Workers.join()
     out_model.mkdir(parents=True)
     out_report.mkdir(parents=True, exist_ok=True)
     encoder = Encoder.load(features)
@@ -104,10 +109,19 @@ def train_retrieval(
     if off:
         say(f"train_retrieval: switched off in params.yaml: {', '.join(off)}")
     stored = features / "retrieval_examples"
-    examples = fitting.encode_all(
+    share = Share(workers.index, workers.count)
+    folders = {"training": True, "history": params.labels.history, "shown": params.labels.shown_share > 0}
+    examples = fitting.encode_shards(
         stored / "training",
         encoder.encode_retrieval,
-        partial(fitting.with_further_examples, stored=stored, seed=seed, **params.labels.model_dump()),
+        partial(
+            fitting.with_further_examples, stored=stored, seed=seed, share=share, **params.labels.model_dump()
+        ),
+        rows=math.ceil(sum(stored_rows(stored / name) for name, on in folders.items() if on) / workers.count),
+        at_once=training.examples_in_memory,
+        folder=out_model.with_name(out_model.name + ".shards.staging"),
+        seed=seed,
+        share=share,
     )
     has_tuning_day = encoder.manifest["days"]["tuning"] is not None
     if not has_tuning_day:
@@ -125,7 +139,7 @@ def train_retrieval(
         ).metrics()
         return {f"tuning_{name}": result[name] for name in ("recall_at_100", "map")}
 
-    fitting.start(seed, deterministic=training.deterministic)
+    fitting.start(seed, deterministic=training.deterministic, workers=workers)
     model, outcome = retrieval.train(
         examples,
         inputs,
@@ -138,16 +152,20 @@ def train_retrieval(
                 "training": training.model_dump(exclude={"checkpoint_every_s"}),
                 "seed": seed,
                 "features": encoder.manifest,
+                "workers": (workers.index, workers.count),
             },
             examples=examples,
             every_s=training.checkpoint_every_s,
+            kept=min(2, workers.count),
         )
         if checkpoints is not None
         else None,
         evaluate=evaluate,
         objective="tuning_map",
+        workers=workers,
         **params.model_dump(exclude={"tuning_events", "inputs", "labels"}),
     )
+    examples.remove()
     retrieval.save(model, out_model)
     digest = fitting.weights_digest(model.weights)
     manifest = {
@@ -165,7 +183,8 @@ def train_retrieval(
     plot_curves(outcome.curves, outcome.best_epoch, out_report / "curves.png")
     kept = {name: points[outcome.best_epoch - 1][1] for name, points in outcome.curves.items()}
     return {
-        "training_examples": len(examples["label"]),
+        "training_examples": int(workers.sum(np.array(examples.num_rows))),
+        "workers": workers.count,
         "candidates": encoder.sizes["video"],
         "best_epoch": outcome.best_epoch,
         "weights_digest": digest,

@@ -1,0 +1,181 @@
+"""Several processes that train one model, each on its own share of the examples, their gradients added up in every step.
+
+Every worker holds all weights (`tf.distribute.MultiWorkerMirroredStrategy`). Of a table only the rows in use are
+exchanged: a sparse gradient is gathered from all workers, never made dense.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from watchnext.console import say
+from watchnext.errors import InputError
+from watchnext.tf_config import Cluster, WorkerLost
+
+T = TypeVar("T")
+
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
+"""What TensorFlow raises where a collective operation loses a member."""
+
+
+class Workers:
+    """The workers of one training, this process among them.
+
+    What is asked of the others is asked by all, in the same order: each of these methods waits for every worker.
+
+    Args:
+        cluster: None for this process alone, with which every method is free.
+
+    Attributes:
+        count: how many there are.
+        index: which one this is, from 0; 0 is the chief.
+    """
+
+    def __init__(self, cluster: Cluster | None = None) -> None:
+        self.count = 1 if cluster is None else len(cluster.addresses)
+        self.index = 0 if cluster is None else cluster.index
+        self._strategy: tf.distribute.Strategy | None = None
+        if cluster is not None:
+            say(
+                f"worker {self.index} of {self.count}: waits for the others at {', '.join(cluster.addresses)}"
+            )
+            self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
+                communication_options=tf.distribute.experimental.CommunicationOptions(
+                    implementation=tf.distribute.experimental.CommunicationImplementation.RING
+                )
+            )
+
+    @classmethod
+    def join(cls) -> "Workers":
+        """Those of `TF_CONFIG`, or this process alone. To be called before anything else is asked of TensorFlow.
+
+        Raises:
+            InputError: see `Cluster.from_environment`.
+        """
+        return cls(Cluster.from_environment())
+
+    @property
+    def is_chief(self) -> bool:
+        return self.index == 0
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Where a model and its optimizer are made, so that every worker begins with the same weights."""
+        return contextlib.nullcontext() if self._strategy is None else self._strategy.scope()
+
+    def seed(self, seed: int) -> int:
+        """A seed of this worker's own; the chief's is `seed` itself."""
+        return seed + 1_000_003 * self.index
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """[...] added up over the workers, as float64 or int64."""
+        values = np.asarray(values)
+        values = values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
+        if self._strategy is None:
+            return values
+        with self.together():
+            return _summed(self._strategy, tf.constant(values)).numpy()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What all workers do together; an error says so where another one is gone.
+
+        Raises:
+            WorkerLost: it is.
+        """
+        try:
+            yield
+        except _LOST as error:
+            if self._strategy is None:
+                raise
+            raise WorkerLost(
+                f"worker {self.index} of {self.count} lost another worker",
+                offenders=[error.message.strip().splitlines()[0]],
+                remedy="look at the log of the other one; started again, all go on from their checkpoints",
+            ) from error
+
+    def gathered(self, value: T) -> list[T]:
+        """What each worker has, in their order; any JSON, a few kilobytes of it."""
+        if self._strategy is None:
+            return [value]
+        own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        lengths = np.zeros(self.count, np.int64)
+        lengths[self.index] = len(own)
+        lengths = self.sum(lengths)
+        rows = np.zeros((self.count, lengths.max()), np.int64)
+        rows[self.index, : len(own)] = own
+        rows = self.sum(rows).astype(np.uint8)
+        return [
+            json.loads(row[:length].tobytes().decode()) for row, length in zip(rows, lengths, strict=True)
+        ]
+
+    def told_by_chief(self, make: Callable[[], T]) -> T:
+        """What `make` gives on the chief, who alone calls it; as JSON where there are several workers."""
+        if self._strategy is None:
+            return make()
+        return self.gathered(make() if self.is_chief else None)[0]  # type: ignore[return-value]
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so for one of them."""
+        return any(self.gathered(flag))
+
+    def common(self, values: Iterable[int]) -> set[int]:
+        """The values that every worker has."""
+        return set.intersection(*(set(of_one) for of_one in self.gathered(list(values))))
+
+    def require_equal(self, digest: str, what: str, where: str) -> None:
+        """Raise InputError where `digest` is not the same on every worker."""
+        digests = self.gathered(digest)
+        if len(set(digests)) > 1:
+            raise InputError(
+                f"the workers do not have the same {what}",
+                where=where,
+                offenders=[f"worker {index}: {one[:16]}" for index, one in enumerate(digests)],
+                remedy="give every worker the same code, settings, features and library versions, and train anew",
+            )
+
+
+ALONE = Workers()
+"""This process and no other."""
+
+
+@tf.function(reduce_retracing=True)
+def _summed(strategy: tf.distribute.Strategy, values: tf.Tensor) -> tf.Tensor:
+    def replica(values: tf.Tensor) -> tf.Tensor:
+        # Of a tensor that is on no device yet TensorFlow does not know where the sum is to go.
+        here = tf.identity(values)
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, here)
+
+    return strategy.run(replica, args=(values,))
+
+
+def of_mean_loss(
+    gradients: Iterable[tuple[tf.Tensor | tf.IndexedSlices, tf.Variable]],
+) -> list[tuple[tf.Tensor | tf.IndexedSlices, tf.Variable]]:
+    """Gradients of a worker's mean loss as its part of the gradients of the mean over all workers' examples.
+
+    TensorFlow adds the parts up. Without the division the step would grow with the number of workers. A row that
+    occurs twice in a sparse gradient is added up here, so that it is sent once.
+    """
+    replica = tf.distribute.get_replica_context()
+    count = 1 if replica is None else replica.num_replicas_in_sync
+    if count == 1:
+        return list(gradients)
+
+    def part(gradient: tf.Tensor | tf.IndexedSlices) -> tf.Tensor | tf.IndexedSlices:
+        if not isinstance(gradient, tf.IndexedSlices):
+            return gradient / count
+        rows, place = tf.unique(gradient.indices)
+        values = tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows))
+        return tf.IndexedSlices(values / count, rows, gradient.dense_shape)
+
+    return [(part(gradient), variable) for gradient, variable in gradients]

@@ -1,0 +1,99 @@
+"""Several workers train one model: what one process with the batch of all of them would, and no worker another one."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from watchnext.errors import InputError
+from watchnext.models.workers import Workers
+from watchnext.stages._workers import train_on_loopback
+from watchnext.tf_config import Cluster, tf_config
+
+PROGRAM = Path(__file__).with_name("training_of_workers.py")
+BATCH_SIZE = 128
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What two workers say after training, and their arrays."""
+    folder = tmp_path_factory.mktemp("workers")
+    command = [sys.executable, str(PROGRAM), str(folder), str(BATCH_SIZE)]
+    train_on_loopback(command, workers=2, name="both", root=folder)
+    return [
+        json.loads((folder / f"worker-{index}.json").read_text())
+        | {"arrays": dict(np.load(folder / f"worker-{index}.npz"))}
+        for index in range(2)
+    ]
+
+
+@pytest.mark.slow
+def test_workers_have_the_same_weights_and_draws_of_their_own(of_two):
+    """Seen to fail where a worker's gradients are not exchanged, and where all draw by one seed."""
+    first, second = of_two
+    assert first["digests"] == second["digests"]
+    assert first["first_negative"] != second["first_negative"]
+
+
+@pytest.mark.slow
+def test_a_step_of_two_workers_is_a_step_of_one_with_both_batches(of_two):
+    """Without anything drawn: the weights, and the sums of squared gradients, are equal but for the order of adding up.
+
+    Adagrad does not see the scale of a gradient, its sums do: seen to fail where the parts of the workers are added up and
+    not averaged, where a repeated row is added up twice, and where a worker counts its own examples alone.
+    """
+    from training_of_workers import train_ranking
+
+    one = train_ranking(Workers())
+    arrays = of_two[0]["arrays"]
+    for kind, values in (("weight", one.get_weights()), ("state", one.optimizer.get_weights())):
+        assert len(values) == sum(name.startswith(kind) for name in arrays)
+        for place, value in enumerate(values):
+            np.testing.assert_allclose(
+                arrays[f"{kind}-{place}"], value, rtol=2e-3, atol=1e-5 * np.abs(value).max()
+            )
+
+
+@pytest.mark.slow
+def test_two_workers_end_within_noise_of_one_with_the_doubled_batch(of_two):
+    """Where negatives are drawn: as far from three trainings by one process as they are from one another.
+
+    The share of what can be learned that is learned, in cross-entropy of the whole corpus. Seen to fail where every worker
+    trains on its own.
+    """
+    from training_of_workers import VIDEOS, cross_entropy, train_retrieval
+
+    ends = [cross_entropy(train_retrieval(Workers(), BATCH_SIZE, seed)) for seed in (4, 5, 6)]
+    spread = max(ends) - min(ends)
+    assert min(ends) < np.log(VIDEOS) - 1.5, "one process learns nothing that could be compared"
+    assert min(ends) - 2 * spread - 0.02 < of_two[0]["cross_entropy"] < max(ends) + 2 * spread + 0.02, ends
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "cannot be read"),
+        (json.dumps({"cluster": {"worker": ["a:1", "b:1"]}}), "cannot be read"),
+        (tf_config(["a:1", "b:1"], 2), "has no task worker 2"),
+        (
+            json.dumps({"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "ps", "index": 0}}),
+            "tasks that nothing here is trained by",
+        ),
+    ],
+)
+def test_a_tf_config_that_cannot_be_used_is_an_error_that_says_so(text, match, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(InputError, match=match):
+        Cluster.from_environment()
+
+
+def test_the_chief_comes_first_and_a_worker_without_others_is_alone(monkeypatch):
+    tasks = {"worker": ["b:1", "c:1"], "chief": ["a:1"]}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": tasks, "task": {"type": "worker", "index": 1}}))
+    assert Cluster.from_environment() == Cluster(("a:1", "b:1", "c:1"), 2)
+    monkeypatch.setenv("TF_CONFIG", tf_config(["a:1"], 0))
+    assert Cluster.from_environment() is None
+    monkeypatch.delenv("TF_CONFIG")
+    assert Cluster.from_environment() is None
