@@ -14,6 +14,7 @@ import typer
 from ruamel.yaml import YAML
 
 from watchnext import config
+from watchnext.addresses import without_passwords
 from watchnext.console import print_table, say
 from watchnext.errors import InputError
 from watchnext.tracking import UI_PORT
@@ -88,7 +89,7 @@ def _model_named(registry: "Registry", name: str | None) -> str:
         f"there is no registered model {name}"
         if name is not None
         else f"there are {len(names)} registered models",
-        where=registry.registry_uri,
+        where=registry.where,
         offenders=names,
         remedy="run `dvc repro` first" if not names else "name one by --model",
     )
@@ -235,14 +236,18 @@ def ui(
 
     tracker = Tracker.open(Path.cwd())
     if tracker.tracking_uri.startswith(("http://", "https://")):
-        say(f"runs are kept by a tracking server, which has its own page: {tracker.tracking_uri}")
+        say(
+            f"runs are kept by a tracking server, which has its own page: "
+            f"{without_passwords(tracker.tracking_uri)}"
+        )
         return
     say(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", tracker.tracking_uri]
+    # By variables: an address can hold a password, and command lines are public.
+    stores = {"MLFLOW_BACKEND_STORE_URI": tracker.tracking_uri}
     if registry_uri := os.environ.get("MLFLOW_REGISTRY_URI"):
-        command += ["--registry-store-uri", registry_uri]
-    raise typer.Exit(subprocess.run(command, check=False, env=os.environ.copy()).returncode)
+        stores["MLFLOW_REGISTRY_STORE_URI"] = registry_uri
+    raise typer.Exit(subprocess.run(command, check=False, env={**os.environ, **stores}).returncode)
 
 
 @app.command("train-distributed")

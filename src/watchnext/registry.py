@@ -11,6 +11,7 @@ before or of after: tags first, then the event, then the alias.
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -23,8 +24,17 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from watchnext.addresses import (
+    check_answers,
+    connect,
+    is_lost,
+    is_postgresql,
+    unanswered,
+    without_passwords,
+)
 from watchnext.bundle import Bundle
 from watchnext.config import project_folder
+from watchnext.console import say
 from watchnext.errors import InputError
 
 Role = Literal["champion", "challenger", "previous"]
@@ -35,6 +45,8 @@ DATABASE = Path("mlruns/mlflow.db")
 LOCK = Path("mlruns/registry.lock")
 DOWNLOADS = Path("mlruns/bundles")
 BUNDLE_ARTIFACT = "bundle"
+LOCK_VARIABLE = "WATCHNEXT_LOCK_URI"
+"""A PostgreSQL database whose lock promotions take. It needs no table: a user who may connect and nothing else will do."""
 ROLLBACK = "rollback"
 """The evidence of an event by which somebody took a crowning back."""
 
@@ -155,10 +167,12 @@ class UnusableBundleError(InputError):
 class Registry:
     """The registered models of one project (or of the server that MLFLOW_REGISTRY_URI names)."""
 
-    def __init__(self, root: Path, tracking_uri: str, registry_uri: str) -> None:
+    def __init__(self, root: Path, tracking_uri: str, registry_uri: str, lock_uri: str | None = None) -> None:
         self.root = root
         self.tracking_uri = tracking_uri
         self.registry_uri = registry_uri
+        self.lock_uri = lock_uri or (registry_uri if is_postgresql(registry_uri) else None)
+        self._check_lock: Callable[[], None] | None = None
         self._mlflow_client: Any = None
 
     @classmethod
@@ -166,7 +180,13 @@ class Registry:
         """The registry that the project in `root` uses. Imports nothing heavy and writes nothing."""
         root = project_folder(root)
         tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / DATABASE}"
-        return cls(root, tracking_uri, os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri)
+        registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri
+        return cls(root, tracking_uri, registry_uri, os.environ.get(LOCK_VARIABLE))
+
+    @property
+    def where(self) -> str:
+        """Its address as people may read it."""
+        return without_passwords(self.registry_uri)
 
     @property
     def is_empty(self) -> bool:
@@ -346,7 +366,7 @@ class Registry:
         with self._plainly():
             location = self._client().get_model_version_download_uri(version.name, str(version.number))
         local = Path(location.removeprefix("file://"))
-        if "://" not in location.removeprefix("file://"):
+        if local.is_absolute():  # else s3://..., or mlflow-artifacts:/... of a server that hands them out
             path = _only_folder(local / "artifacts")
             if path is None:
                 raise UnusableBundleError(
@@ -395,7 +415,7 @@ class Registry:
             if champion != (over.number if over is not None else None):
                 raise InputError(
                     f"the champion of {version.name} changed while this decision was being made",
-                    where=self.registry_uri,
+                    where=self.where,
                     offenders=[f"champion is version {champion}"],
                     remedy="run `dvc repro` again: it compares with the present champion",
                 )
@@ -445,9 +465,7 @@ class Registry:
             aliases = self._aliases(name)
             champion = aliases.get("champion")
             if champion is None:
-                raise InputError(
-                    f"{name} has no champion", where=self.registry_uri, remedy="see `watchnext status`"
-                )
+                raise InputError(f"{name} has no champion", where=self.where, remedy="see `watchnext status`")
             target = self._way_back(name, aliases, to)
             self.bundle(target)
             self.record(self.version(name, champion), {_VETO_TAG: reason})
@@ -477,16 +495,16 @@ class Registry:
         if number is None:
             raise InputError(
                 f"{name} has no previous champion to go back to",
-                where=self.registry_uri,
+                where=self.where,
                 offenders=offenders,
                 remedy="name one by --to, if there is any",
             )
         if number == champion:
-            raise InputError(f"version {number} of {name} is the champion already", where=self.registry_uri)
+            raise InputError(f"version {number} of {name} is the champion already", where=self.where)
         if number not in once:
             raise InputError(
                 f"version {number} of {name} was never champion: it cannot be gone back to",
-                where=self.registry_uri,
+                where=self.where,
                 offenders=offenders,
                 remedy="a version becomes champion by the gate and the shadow comparison: `dvc repro`",
             )
@@ -534,14 +552,12 @@ class Registry:
             InputError: there is no such version.
         """
         if self.is_empty or self._model(name) is None:
-            raise InputError(
-                f"there is no model {name}", where=self.registry_uri, remedy="see `watchnext status`"
-            )
+            raise InputError(f"there is no model {name}", where=self.where, remedy="see `watchnext status`")
         if not self._is_local:
             with self._plainly():
                 numbers = [int(entry.version) for entry in self._search(f"name = '{name}'")]
             if number not in numbers:
-                raise InputError(f"there is no version {number} of {name}", where=self.registry_uri)
+                raise InputError(f"there is no version {number} of {name}", where=self.where)
         version = self.version(name, number)
         registered = datetime.fromtimestamp(version.registered_at_ms / 1000, UTC)
         return {
@@ -636,7 +652,7 @@ class Registry:
         if events and now <= events[-1].at:
             raise InputError(
                 "the clock of this machine is behind the last change of roles, which the history is ordered by",
-                where=self.registry_uri,
+                where=self.where,
                 offenders=[f"it is {now} here, and the last change was at {events[-1].at}"],
                 remedy="set the clock, then run again: nobody's role has changed",
             )
@@ -761,7 +777,7 @@ class Registry:
             "SELECT run_id, creation_time FROM model_versions WHERE name = ? AND version = ?", name, number
         )
         if not rows:
-            raise InputError(f"there is no version {number} of {name}", where=self.registry_uri)
+            raise InputError(f"there is no version {number} of {name}", where=self.where)
         run_id, created = rows[0]
         tags = self._read(
             "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?", name, number
@@ -825,30 +841,44 @@ class Registry:
         from mlflow.artifacts import download_artifacts
 
         final = self.root / DOWNLOADS / version.bundle_digest
-        if not final.is_dir():
-            staged = final.with_name(final.name + ".staging")
-            shutil.rmtree(staged, ignore_errors=True)
-            staged.mkdir(parents=True)
-            with self._plainly():
-                artifacts = download_artifacts(
-                    artifact_uri=f"{location}/artifacts", dst_path=str(staged), tracking_uri=self.tracking_uri
-                )
-            downloaded = _only_folder(Path(artifacts))
-            if downloaded is None:
-                raise InputError("this version holds no bundle", where=location)
-            downloaded.rename(final)
-            shutil.rmtree(staged)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        # A server, its challenger and a stage may want the same one at once.
+        with FileLock(final.with_name(final.name + ".lock")):
+            if not final.is_dir():
+                staged = final.with_name(final.name + ".staging")
+                shutil.rmtree(staged, ignore_errors=True)
+                staged.mkdir()
+                with self._plainly():
+                    artifacts = download_artifacts(
+                        artifact_uri=f"{location}/artifacts",
+                        dst_path=str(staged),
+                        tracking_uri=self.tracking_uri,
+                    )
+                downloaded = _only_folder(Path(artifacts))
+                if downloaded is None:
+                    raise InputError("this version holds no bundle", where=location)
+                downloaded.rename(final)
+                shutil.rmtree(staged)
         return final
 
     def _client(self) -> Any:
+        if self._check_lock is not None:
+            self._check_lock()
         if self._mlflow_client is None:
             if self._is_local:
                 (self.root / DATABASE).parent.mkdir(parents=True, exist_ok=True)
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
             os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
             os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+            os.environ.setdefault(
+                "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"
+            )  # 14 s; MLflow's own 7 are four minutes
+            for address in {self.tracking_uri, self.registry_uri}:
+                check_answers(address)
             from mlflow import MlflowClient
 
+            # It prints a stack of a database that went away, which is told in plain words here.
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
             self._mlflow_client = MlflowClient(self.tracking_uri, self.registry_uri)
         return self._mlflow_client
 
@@ -856,18 +886,24 @@ class Registry:
     def _locked(self) -> Iterator[None]:
         """Hold the lock of this registry, which whoever changes roles or counts challengers holds.
 
-        A registry in PostgreSQL is locked there, so that the lock holds between machines; one in an SQLite file by a
-        file beside it. A tracking server has no lock of its own: then it holds between the processes of this project.
-        The lock of a process that dies is free again.
+        It is PostgreSQL's, and holds between machines, where `WATCHNEXT_LOCK_URI` names a database or the registry is in
+        one; else a file, beside a registry in SQLite or in the project's folder. A tracking server has no lock of its
+        own: without the variable it is said that the lock holds in this folder alone. The lock of a process that dies is
+        free again, and who loses the connection by which it is held writes no more.
 
         Raises:
-            InputError: another process holds it for longer than a minute.
+            InputError: another process holds it for longer than a minute, or its database does not answer.
         """
         try:
-            if self.registry_uri.startswith("postgresql"):
-                with self._locked_in_postgresql():
+            if self.lock_uri is not None:
+                with self._locked_in_postgresql(self.lock_uri):
                     yield
             else:
+                if self.registry_uri.startswith(("http://", "https://")):
+                    say(
+                        "the lock of promotions holds in this folder alone; where several machines promote, set"
+                        f" {LOCK_VARIABLE} to a PostgreSQL database that all of them reach"
+                    )
                 path = self._lock_file()
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with FileLock(path, timeout=_LOCK_WAIT_S, is_singleton=True):
@@ -885,20 +921,37 @@ class Registry:
         return self.root / LOCK
 
     @contextlib.contextmanager
-    def _locked_in_postgresql(self) -> Iterator[None]:
-        import sqlalchemy
+    def _locked_in_postgresql(self, address: str) -> Iterator[None]:
+        if not is_postgresql(address):
+            raise InputError(
+                "this is no address of a PostgreSQL database",
+                where=LOCK_VARIABLE,
+                offenders=[without_passwords(address)],
+                remedy="postgresql://user@host:5432/database",
+            )
+        from sqlalchemy import text
+        from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-        engine = sqlalchemy.create_engine(self.registry_uri, poolclass=sqlalchemy.NullPool)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            wait_ms = max(1, round(1000 * _LOCK_WAIT_S))
-            connection.execute(sqlalchemy.text(f"SET lock_timeout = {wait_ms}"))
+        with contextlib.closing(connect(address)) as connection:
             try:
-                connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({_ADVISORY_LOCK})"))
-            except sqlalchemy.exc.OperationalError as error:
-                if "lock timeout" not in str(error):
-                    raise
-                raise Timeout(f"advisory lock {_ADVISORY_LOCK} of {engine.url!r}") from None
-            yield  # closing the session lets go of it, however this ends
+                connection.execute(text(f"SET lock_timeout = {max(1, round(1000 * _LOCK_WAIT_S))}"))
+                connection.execute(text(f"SELECT pg_advisory_lock({_ADVISORY_LOCK})"))
+            except OperationalError as error:
+                if "lock timeout" in str(error):
+                    raise Timeout(f"advisory lock {_ADVISORY_LOCK} of {without_passwords(address)}") from None
+                raise unanswered(error, address) from error
+
+            def check() -> None:
+                try:
+                    connection.execute(text("SELECT 1"))
+                except SQLAlchemyError as error:
+                    raise unanswered(error, address) from error
+
+            self._check_lock = check
+            try:
+                yield  # closing the connection lets go of the lock, however this ends
+            finally:
+                self._check_lock = None
 
     @contextlib.contextmanager
     def _plainly(self) -> Iterator[None]:
@@ -917,10 +970,12 @@ class Registry:
             if any(sign in text for sign in signs):
                 raise InputError(
                     "the model registry cannot be used: " + text.splitlines()[0],
-                    where=self.registry_uri,
+                    where=self.where,
                     remedy="end or wait for what writes to it (another pipeline, a hanging MLflow UI) and run again;"
                     " nothing half done needs mending, the next run finishes it",
                 ) from error
+            if is_lost(error):
+                raise unanswered(error, self.registry_uri) from error
             raise
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from watchnext import config
+from watchnext.addresses import check_answers, is_lost, unanswered, without_passwords
 from watchnext.errors import InputError
 
 EXPERIMENT = "watchnext"
@@ -96,14 +97,18 @@ class Tracker:
         return self.tracking_uri == _local_uri(self.home)
 
     def check_location(self) -> None:
-        """See that MLflow's stored locations are this folder's: it stores them absolute.
+        """See that a tracking server or database answers, and that locations stored in this folder are this folder's.
 
-        A moved project would otherwise fail to load its models and write into a new copy of its old folder.
+        MLflow stores them absolute: a moved project would otherwise fail to load its models and write into a new copy
+        of its old folder.
 
         Raises:
-            InputError: they name another folder; or the database is locked or no database.
+            InputError: they name another folder; or the database is locked or no database, or nothing answers.
         """
-        stored = _stored_artifacts(self.home) if self.is_local else None
+        if not self.is_local:
+            check_answers(self.tracking_uri)
+            return
+        stored = _stored_artifacts(self.home)
         if stored is not None and stored != str(self.home / ARTIFACTS):
             raise InputError(
                 "this project was moved or copied here, and MLflow still writes to where it was",
@@ -447,19 +452,24 @@ def open_client(tracking: str, registry: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # 14 s; MLflow's own 7 are four minutes
+    for address in {tracking, registry}:
+        check_answers(address)
     with said_plainly(tracking):
         from mlflow import MlflowClient
 
+        # It prints a stack of a database that went away, which is told in plain words here.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         return MlflowClient(tracking_uri=tracking, registry_uri=registry)
 
 
 @contextlib.contextmanager
 def said_plainly(uri: str) -> Iterator[None]:
-    """Say "the database is locked or unusable" so that a user can act on it; let other errors through.
+    """Say "the store is locked, unusable or gone" so that a user can act on it; let other errors through.
 
     Raises:
-        InputError: the store is locked by another process, or cannot be opened.
+        InputError: the store is locked by another process, cannot be opened, or does not answer.
     """
     try:
         yield
@@ -468,7 +478,7 @@ def said_plainly(uri: str) -> Iterator[None]:
         if "database is locked" in text:
             raise InputError(
                 "MLflow's database is locked by another process",
-                where=uri,
+                where=without_passwords(uri),
                 remedy="end or wait for what writes to it (another pipeline, a hanging MLflow UI), then run"
                 " again; for several writers set MLFLOW_TRACKING_URI to PostgreSQL or a tracking server",
             ) from error
@@ -481,11 +491,13 @@ def said_plainly(uri: str) -> Iterator[None]:
         if any(sign in text for sign in signs):
             raise InputError(
                 "MLflow cannot use its database",
-                where=uri,
+                where=without_passwords(uri),
                 offenders=[text.splitlines()[0]],
                 remedy="restore the file, or move it away (the next `dvc repro` registers the last bundle"
                 " anew); a database of another MLflow version is mended by `mlflow db upgrade`",
             ) from error
+        if is_lost(error):
+            raise unanswered(error, uri) from error
         raise
 
 
@@ -516,7 +528,8 @@ def relocate(root: Path) -> str:
     root = root.resolve()
     if tracking_uri(root) != _local_uri(root):
         raise InputError(
-            "MLFLOW_TRACKING_URI is set: runs are not kept in this folder", where=tracking_uri(root)
+            "MLFLOW_TRACKING_URI is set: runs are not kept in this folder",
+            where=without_passwords(tracking_uri(root)),
         )
     stored = _stored_artifacts(root)
     wanted = str(root / ARTIFACTS)

@@ -1,17 +1,9 @@
 """A registry that is locked, or a tracking server that goes away and comes back: requests do not notice, operators do."""
 
-import contextlib
 import json
-import os
 import shutil
-import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +11,7 @@ from typing import Any
 import pytest
 from live_server import NAME, START_S, LiveServer, assign
 from mlflow.webhooks.delivery import _generate_hmac_signature
+from tracking_server import TrackingServer
 
 from watchnext.registry import DATABASE
 from watchnext.serving.user_store import SqliteUserStore
@@ -79,56 +72,12 @@ def test_without_a_champion_the_last_one_serves_and_it_is_said(
     until(lambda: models(server)["registry_trouble"] == "", server)
 
 
-class TrackingServer:
-    """A real `mlflow server` on a port of its own."""
-
-    def __init__(self, database: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._database = database
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._database}"]
-        allowed = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
-        with self._database.with_name("server.log").open("ab") as out:
-            self._process = subprocess.Popen(
-                command,
-                cwd=self._database.parent,
-                env={**os.environ, **allowed},
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        end = time.monotonic() + START_S
-        while True:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5.0).close()
-                return
-            assert self._process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.2)
-
-    def stop(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def client(self) -> Any:
-        from mlflow.tracking import MlflowClient
-
-        return MlflowClient(self.uri, self.uri)
-
-
 @pytest.fixture(scope="module")
 def tracking(serving_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
     """The registry of the shared project, copied, behind an MLflow server."""
     database = tmp_path_factory.mktemp("tracking") / "mlflow.db"
     shutil.copy2(serving_project / DATABASE, database)
-    running = TrackingServer(database)
+    running = TrackingServer(database.parent, f"sqlite:///{database}")
     yield running
     running.stop()
 

@@ -41,8 +41,9 @@ mlflow.models.set_model(Counts())
 class Project:
     """A project folder with bundles to register."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, name: str = "watchnext") -> None:
         self.root = root
+        self.name = name
         self.tracker = Tracker.open(root)
         self.run_id = self.tracker.pipeline_run("1-1.00")
         self.script = root / "script.py"
@@ -61,7 +62,7 @@ class Project:
         from mlflow.types.schema import ColSpec, Schema
 
         return registry.register(
-            "watchnext",
+            self.name,
             self.bundle(number),
             script=self.script,
             signature=ModelSignature(Schema([ColSpec("long", "user_id")]), Schema([ColSpec("long")])),
@@ -72,8 +73,8 @@ class Project:
     def crown(self, registry: Registry, number: int, over: int | None = None, **changes: str) -> None:
         judged = {"reason": f"version {number} passed", "evidence": "offline", "run_id": self.run_id}
         registry.crown(
-            registry.version("watchnext", number),
-            over=None if over is None else registry.version("watchnext", over),
+            registry.version(self.name, number),
+            over=None if over is None else registry.version(self.name, over),
             **{**judged, **changes},
         )
 

@@ -23,8 +23,8 @@ needs_postgresql = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def postgresql_uri() -> Iterator[str]:
     assert PROGRAMS is not None
-    with postgresql.server(PROGRAMS) as uri:
-        yield uri
+    with postgresql.server(PROGRAMS) as running:
+        yield running.address()
 
 
 def crown(root: Path, number: int, gate: object, answers: object) -> None:

@@ -254,9 +254,7 @@ def load(uri: str, root: Path, store: str) -> Service:
         else registry.role(match[1], cast(Role, match[2]))
     )
     if version is None:
-        raise InputError(
-            f"{match[1]} has no {match[2]}", where=registry.registry_uri, remedy="`watchnext status`"
-        )
+        raise InputError(f"{match[1]} has no {match[2]}", where=registry.where, remedy="`watchnext status`")
     served = Served(version, Recommender.open(registry.bundle(version)))
     service = Service(open_store(store))
     service.champion = service.catalogue.apply(served)

@@ -1,69 +1,16 @@
 """`kill -9` at each write to the registry: whoever asks then is told one champion, and the next run finishes the job."""
 
-import math
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from decided_steps import Step, compare, promote, roll_back
 from fake_mlflow import Snapshot, killed_for_real_at
 
 from watchnext.bundle import Bundle
 from watchnext.decisions import gate, replay
-from watchnext.decisions.gate import Checks, Decision, promote_bundle
-from watchnext.decisions.replay import Comparison, Live, Vetoes, compare_and_crown
-from watchnext.decisions.slates import Paired
 from watchnext.registry import DATABASE, Registry
-from watchnext.tracking import Tracker
-
-Step = Callable[[Registry, Path, Path, Path], object]
-
-# What was decided is not the point here, and every bundle may be equal to every other. These stand in for measuring,
-# also in the processes that are killed, which import this module.
-PASSED = Decision("challenger", "passed", (), {"recall_at_100": 0.5}, "")
-CROWN = Comparison("crown", "no veto", "offline", (), {})
-PAIR = Paired(1.0, 1.0, (math.nan, math.nan), (math.nan, math.nan), (1.0, 2.0), ("", ""))
-
-
-def promote(registry: Registry, bundle: Path, features: Path, tables: Path) -> object:
-    gate.judge = lambda *_, **__: PASSED
-    return promote_bundle(
-        registry,
-        name="watchnext",
-        bundle=bundle,
-        features=features,
-        checks=Checks(),
-        exclude="none",
-        pipeline_run=lambda: Tracker.open(registry.root).pipeline_run("1-1.00"),
-        previous_metrics=None,
-        out_report=registry.root / "report",
-    )
-
-
-def compare(registry: Registry, bundle: Path, features: Path, tables: Path) -> object:
-    replay._compare = lambda *_: (CROWN, [PAIR])
-    return compare_and_crown(
-        registry,
-        name="watchnext",
-        bundle=bundle,
-        features=features,
-        tables=tables,
-        evidence="offline",
-        requests=1,
-        slate_length=20,
-        exclude="none",
-        vetoes=Vetoes(),
-        live=Live(),
-        pipeline_run=lambda: Tracker.open(registry.root).pipeline_run("1-1.00"),
-        previous_metrics=None,
-        out_report=registry.root / "report",
-    )
-
-
-def roll_back(registry: Registry, bundle: Path, features: Path, tables: Path) -> object:
-    return registry.roll_back("watchnext", reason="slates of one channel")
-
 
 STEPS: tuple[tuple[Step, dict[str, int]], ...] = (
     (promote, {"champion": 1, "challenger": 2}),
