@@ -62,7 +62,9 @@ class Workers:
         Raises:
             InputError: see `Cluster.from_environment`.
         """
-        return cls(Cluster.from_environment())
+        global _joined
+        _joined = cls(Cluster.from_environment())
+        return _joined
 
     @property
     def is_chief(self) -> bool:
@@ -146,6 +148,17 @@ class Workers:
 
 ALONE = Workers()
 """This process and no other."""
+
+_joined = ALONE
+
+
+def part() -> None:
+    """Wait until all that joined have come here: whoever left earlier would be taken for dead by those who still work.
+
+    Raises:
+        WorkerLost: one of them failed before.
+    """
+    _joined.gathered(None)
 
 
 @tf.function(reduce_retracing=True)

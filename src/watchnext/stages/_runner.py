@@ -182,12 +182,13 @@ def run(call: Call, tracker: Tracker, execution_id: str) -> Metrics | None:
 
 def run_beside_chief(call: Call, cluster: Cluster) -> None:
     """Run one stage as a worker that is not the chief: nothing stays of it but, if it is stopped, its checkpoints."""
+    from watchnext.models.workers import part
+
     checkpoints = CHECKPOINTS_DIR / f"{call.stage}.worker-{cluster.index}"
     with tempfile.TemporaryDirectory(prefix=f"watchnext-{call.stage}-") as scratch:
         staged = {name: Path(scratch) / name for name in call.outputs}
         call.function(**{**call.arguments, **staged}, checkpoints=checkpoints)
-    # Whether the chief has put its outputs in place is not known here. If it has not, all begin anew, and lose no more
-    # than the time: a checkpoint that one of them lacks is none.
+    part()
     _remove(checkpoints)
 
 
@@ -413,6 +414,10 @@ def main(argv: list[str]) -> int:
             started = time.monotonic()
             with tracker.stage(identifier, stage):
                 metrics = run(call, tracker, identifier)
+                if cluster is not None:
+                    from watchnext.models.workers import part
+
+                    part()
             if metrics is None:
                 say(f"{stage}: nothing to do")
             else:

@@ -63,7 +63,7 @@ def train_on_loopback(
     Raises:
         InputError: one of them failed, named with the end of its log.
     """
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
     # Each its share of the cores: TensorFlow would give all of them to each.
     cores = str(max(1, len(os.sched_getaffinity(0)) // workers))
     shared = {"TF_NUM_INTRAOP_THREADS": cores, **(os.environ if environment is None else environment)}
@@ -151,8 +151,8 @@ def _stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on now."""
+def free_ports(count: int) -> list[int]:
+    """So many ports of loopback that nobody listens on now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
