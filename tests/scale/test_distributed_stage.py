@@ -42,7 +42,7 @@ def make_project(
         yaml = YAML()
         params = yaml.load(ROOT / "params.yaml")
         params["training"]["checkpoint_every_s"] = 0.0
-        params[STAGE] |= {"batch_size": 16, "negatives": 20, "embedding_dim": 8, "epochs": 6, "patience": 6}
+        params[STAGE] |= {"batch_size": 16, "negatives": 20, "embedding_dim": 8, "epochs": 4, "patience": 4}
         yaml.dump(params, root / "params.yaml")
         return root
 
@@ -109,19 +109,21 @@ def test_a_killed_worker_stops_the_other_and_both_go_on_from_their_checkpoints(m
 
 
 def worker_with_checkpoints(root: Path, index: int) -> psutil.Process:
-    """The process of a worker, once it has two checkpoints behind it."""
-    seen: set[str] = set()
+    """The process of a worker, once both have a checkpoint."""
+    folders = [root / ".checkpoints" / name for name in (STAGE, f"{STAGE}.worker-1")]
     ends_at = time.monotonic() + LONG_S
-    while len(seen) < 3:
+    while not all(complete(folder) for folder in folders):
         assert time.monotonic() < ends_at, f"no checkpoints: {said(root, index)}"
-        for path in (root / ".checkpoints" / f"{STAGE}.worker-{index}").glob("*/step-*/progress.json"):
-            if not path.parent.name.endswith(".staging"):
-                seen.add(path.parent.name)
         time.sleep(0.01)
     for process in psutil.Process().children():
         if json.loads(process.environ()["TF_CONFIG"])["task"]["index"] == index:
             return process
     raise AssertionError("it ended before it could be killed")
+
+
+def complete(folder: Path) -> bool:
+    """Whether there is a checkpoint, written to its end."""
+    return any(not path.parent.name.endswith(".staging") for path in folder.glob("*/step-*/progress.json"))
 
 
 @pytest.mark.slow

@@ -70,13 +70,8 @@ class Checkpoints:
             every_s: see `Checkpoints`.
             kept: see `Checkpoints`.
         """
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        digest = hashlib.sha256(settings_digest(settings).encode())
         Shards.of(examples).update_digest(digest)
-        # The order of variables, and what a step does, are those of the code that wrote them.
-        for source in sorted(Path(__file__).parent.glob("*.py")):
-            digest.update(source.read_bytes())
-        for library in ("numpy", "tensorflow", "tf-keras"):
-            digest.update(importlib.metadata.version(library).encode())
         own = directory / digest.hexdigest()[:32]
         for other in directory.glob("*"):
             if other != own:
@@ -218,6 +213,17 @@ class Checkpoints:
         for path in self.directory.glob("best-epoch-*"):
             if path not in best:
                 path.unlink(missing_ok=True)
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """sha256 over settings, the code of the models and the versions of the libraries that compute."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    # The order of variables, and what a step does, are those of the code that wrote them.
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    for library in ("numpy", "tensorflow", "tf-keras"):
+        digest.update(importlib.metadata.version(library).encode())
+    return digest.hexdigest()
 
 
 def _step_of(folder: Path) -> int:

@@ -64,7 +64,7 @@ def train_ranking(
     from watchnext.models import nominations, ranking
     from watchnext.models import training as fitting
     from watchnext.models.calibration import WatchTimeCurve
-    from watchnext.models.checkpoints import Checkpoints
+    from watchnext.models.checkpoints import Checkpoints, settings_digest
     from watchnext.models.workers import Workers
 
     workers = Workers.join()
@@ -92,6 +92,17 @@ def train_ranking(
         )
     chosen = [spec for spec in encoder.ranking_features if spec.name not in params.inputs_left_out]
 
+    settings = {
+        "train_ranking": params.model_dump(),
+        "training": training.model_dump(exclude={"checkpoint_every_s"}),
+        "seed": seed,
+        "features": encoder.manifest,
+        "sources": json.loads((sources / "manifest.json").read_text(encoding="utf-8")),
+        "workers": workers.count,
+    }
+    workers.require_equal(
+        settings_digest(settings), "settings, features, code or library versions", "train_ranking"
+    )
     examples = fitting.encode_shards(
         stored,
         encoder.encode_ranking,
@@ -141,14 +152,7 @@ def train_ranking(
         seed=seed,
         checkpoints=Checkpoints.of(
             checkpoints,
-            settings={
-                "train_ranking": params.model_dump(),
-                "training": training.model_dump(exclude={"checkpoint_every_s"}),
-                "seed": seed,
-                "features": encoder.manifest,
-                "sources": json.loads((sources / "manifest.json").read_text(encoding="utf-8")),
-                "workers": (workers.index, workers.count),
-            },
+            settings=settings,
             examples=examples,
             every_s=training.checkpoint_every_s,
             kept=min(2, workers.count),

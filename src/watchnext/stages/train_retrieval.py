@@ -90,7 +90,7 @@ def train_retrieval(
     from watchnext.features.batches import Encoder, Share, stored_rows
     from watchnext.models import retrieval
     from watchnext.models import training as fitting
-    from watchnext.models.checkpoints import Checkpoints
+    from watchnext.models.checkpoints import Checkpoints, settings_digest
     from watchnext.models.workers import Workers
 
     workers = Workers.join()
@@ -111,6 +111,16 @@ def train_retrieval(
     stored = features / "retrieval_examples"
     share = Share(workers.index, workers.count)
     folders = {"training": True, "history": params.labels.history, "shown": params.labels.shown_share > 0}
+    settings = {
+        "train_retrieval": params.model_dump(),
+        "training": training.model_dump(exclude={"checkpoint_every_s"}),
+        "seed": seed,
+        "features": encoder.manifest,
+        "workers": workers.count,
+    }
+    workers.require_equal(
+        settings_digest(settings), "settings, features, code or library versions", "train_retrieval"
+    )
     examples = fitting.encode_shards(
         stored / "training",
         encoder.encode_retrieval,
@@ -147,13 +157,7 @@ def train_retrieval(
         seed=seed,
         checkpoints=Checkpoints.of(
             checkpoints,
-            settings={
-                "train_retrieval": params.model_dump(),
-                "training": training.model_dump(exclude={"checkpoint_every_s"}),
-                "seed": seed,
-                "features": encoder.manifest,
-                "workers": (workers.index, workers.count),
-            },
+            settings=settings,
             examples=examples,
             every_s=training.checkpoint_every_s,
             kept=min(2, workers.count),
