@@ -431,10 +431,11 @@ def serve(
     from watchnext.serving.app import Limits
     from watchnext.serving.mirror import MirrorSettings
     from watchnext.serving.monitoring import MonitorSettings
-    from watchnext.serving.server import API_KEY_VARIABLE
+    from watchnext.serving.server import API_KEY_VARIABLE, ask_registry_briefly
     from watchnext.serving.server import serve as run
     from watchnext.serving.webhook import SECRET_VARIABLE
 
+    ask_registry_briefly()
     run(
         Path.cwd(),
         _model_named(Registry.open(Path.cwd()), model),

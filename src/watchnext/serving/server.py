@@ -32,6 +32,12 @@ _REGISTRY_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUE
 _LOGGED = logging.getLogger("watchnext.serving")
 
 
+def ask_registry_briefly() -> None:
+    """Let MLflow give up soon on a registry that does not answer, in this process from its first question on."""
+    for setting, value in _REGISTRY_PATIENCE.items():
+        os.environ.setdefault(setting, value)
+
+
 def serve(
     root: Path,
     name: str,
@@ -95,8 +101,7 @@ def serve(
         os.environ.setdefault(f"TF_NUM_{kind}_THREADS", "1")
     exploration = Exploration(explore)
     live = None if experiment is None else Experiment(name, experiment, experiment_share)
-    for setting, value in _REGISTRY_PATIENCE.items():
-        os.environ.setdefault(setting, value)
+    ask_registry_briefly()
     listening = _listen(host, port)
     users = open_store(store)
     service = Service(users, exploration=exploration, experiment=live)
