@@ -56,7 +56,7 @@ _BASELINE_EVENTS = 5_000
 
 _AS_PACKAGED = "what was judged is what will be served"
 
-_FORMAT = 6
+_FORMAT = 7
 """Raise it when a change of this code changes what a decision means: bundles are then judged anew."""
 _PYFUNC = Path(__file__).parents[1] / "serving" / "pyfunc.py"
 """The script that MLflow stores with a version. A path, since what it is made of lies above this layer."""

@@ -22,8 +22,16 @@ from watchnext.console import say
 from watchnext.data.split import day_begins_at
 from watchnext.decisions.assortment import Catalogue, assortment
 from watchnext.decisions.causal import CHECK as PROPENSITIES
-from watchnext.decisions.causal import Page, watch_time_check
-from watchnext.decisions.experiment import experiment_check, not_told, read_experiment
+from watchnext.decisions.causal import (
+    RANDOM_CHECK,
+    Page,
+    not_told,
+    pool_of,
+    random_exposure_check,
+    watch_time_check,
+)
+from watchnext.decisions.experiment import experiment_check, read_experiment
+from watchnext.decisions.experiment import not_told as experiment_not_told
 from watchnext.decisions.gate import (
     Check,
     Margin,
@@ -42,7 +50,15 @@ from watchnext.decisions.gate import (
 )
 from watchnext.decisions.live_log import digest_of_log, live_figures
 from watchnext.decisions.replay_report import write_report
-from watchnext.decisions.slates import Paired, Request, read_requests, replay, statistics_of, summarize
+from watchnext.decisions.slates import (
+    Paired,
+    Request,
+    random_exposures,
+    read_requests,
+    replay,
+    statistics_of,
+    summarize,
+)
 from watchnext.errors import InputError
 from watchnext.features.history import Id
 from watchnext.recommend.recommender import Recommender
@@ -55,7 +71,7 @@ if TYPE_CHECKING:
 Verdict = Literal["crown", "keep", "continue"]
 Evidence = Literal["offline", "causal"]
 
-_FORMAT = 5
+_FORMAT = 6
 """Raise it when a change of this code changes what a comparison means: the same two are then compared anew."""
 
 SLICE_USERS = 30
@@ -218,10 +234,11 @@ def decide(
         reason = "could not be judged: " + ", ".join(unjudged)
         return Comparison("continue", reason, evidence, tuple(checks), metrics)
     if evidence == "causal" and causal is not None and causal.outcome == "passed":
-        how = "the logged propensities" if causal.name == PROPENSITIES else "the live experiment"
-        reason = (
-            f"no veto, and by {how} users {'would watch' if causal.name == PROPENSITIES else 'watch'} more"
-        )
+        how = {
+            PROPENSITIES: "the logged propensities users would watch",
+            RANDOM_CHECK: "the random exposures users would watch",
+        }.get(causal.name, "the live experiment users watch")
+        reason = f"no veto, and by {how} more"
         return Comparison("crown", reason, evidence, tuple(checks), metrics)
     if evidence == "causal":
         reason = "no veto, but there is no causal evidence yet that users would watch more"
@@ -542,7 +559,9 @@ def _compare(
     causal = None
     if evidence == "causal":
         if live.experiment is None:
-            causal, figures = _causal_check(asked, paired, features, day)
+            causal, figures = _causal_check(
+                asked, paired, (first, second), tables, features, day, manifest["time_zone"], rules
+            )
         else:
             causal, figures = _experiment_check(live, champion.number, challenger.number)
         metrics |= figures
@@ -583,7 +602,7 @@ def _experiment_check(live: Live, champion: int, challenger: int) -> tuple[Check
     try:
         experiment = read_experiment(Path(str(live.experiment)), champion=champion, challenger=challenger)
     except InputError as error:
-        return not_told(error, live.error_rate), {}
+        return experiment_not_told(error, live.error_rate), {}
     return experiment_check(experiment, planned_users=live.planned_users, error_rate=live.error_rate)
 
 
@@ -605,8 +624,16 @@ def _live_checks(
 
 
 def _causal_check(
-    asked: Sequence[Request], paired: Sequence[Paired], features: Path, day: date
+    asked: Sequence[Request],
+    paired: Sequence[Paired],
+    both: tuple[Recommender, Recommender],
+    tables: Path,
+    features: Path,
+    day: date,
+    time_zone: str,
+    rules: Mapping[str, Any],
 ) -> tuple[Check, dict[str, float]]:
+    """By uniformly random exposures where the day has them, else by the propensities of the pages."""
     import pyarrow as pa
 
     from watchnext.features.ranking_features import COUNTS
@@ -618,10 +645,22 @@ def _causal_check(
         counts = past.of(pa.array([video_id]))[0]
         return float(counts[watch_time_ms] / 1000 / counts[impressions]) if counts[impressions] else 0.0
 
-    pages = [
+    exposed = random_exposures(tables, day, time_zone)
+    if exposed:
+        try:
+            pool = pool_of(exposed)
+        except InputError as error:
+            return not_told(RANDOM_CHECK, error), {}
+        asked = read_requests(tables, day, time_zone, rules["requests"], only_random=True)
+        paired = replay(*both, asked, tables, features, day, rules["slate_length"])
+        return random_exposure_check(_pages(asked, paired), pool, expected_s)
+    return watch_time_check(_pages(asked, paired), expected_s)
+
+
+def _pages(asked: Sequence[Request], paired: Sequence[Paired]) -> list[Page]:
+    return [
         Page(request.user_id, request.shown, pair.slates) for request, pair in zip(asked, paired, strict=True)
     ]
-    return watch_time_check(pages, expected_s)
 
 
 def _not_comparable(problem: str, evidence: Evidence) -> Comparison:

@@ -16,7 +16,12 @@ from watchnext.features.history import Id
 from watchnext.recommend.recommender import Recommender
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from watchnext.features.ranking_features import VideoStatistics
+
+RANDOM_SOURCE = "random"
+"""The only source of an impression that was drawn uniformly, whoever asked (see `data.sources`)."""
 
 _WARM_UP = 5
 
@@ -94,7 +99,9 @@ class Request:
     shown: tuple[Shown, ...] = ()
 
 
-def read_requests(tables: Path, day: date, time_zone: str, how_many: int) -> list[Request]:
+def read_requests(
+    tables: Path, day: date, time_zone: str, how_many: int, *, only_random: bool = False
+) -> list[Request]:
     """Requests of a local day, spread evenly over it, with what followed.
 
     Args:
@@ -102,6 +109,8 @@ def read_requests(tables: Path, day: date, time_zone: str, how_many: int) -> lis
         day: which.
         time_zone: in which it is cut.
         how_many: at most so many.
+        only_random: of those impressions alone that were uniformly random exposures, see `random_exposures`, which count
+            wherever they stood on the page.
 
     Raises:
         InputError: the day has no requests.
@@ -121,10 +130,12 @@ def read_requests(tables: Path, day: date, time_zone: str, how_many: int) -> lis
         return dataset.to_table(columns=present, filter=inside)
 
     of_request = ("user_id", "shown_at", "surface", "device", "logged_in")
-    of_page = ("video_id", "position", "propensity", "watch_time_s")
+    of_page = ("video_id", "position", "propensity", "watch_time_s", *(("sources",) if only_random else ()))
     impressions = rows("impressions", "shown_at", ("request_id", *of_request, *of_page))
     if impressions.num_rows == 0:
         raise InputError(f"no requests on {day}", where=str(tables / "impressions"))
+    if only_random:
+        impressions = impressions.filter(_is_random(impressions))
     others = [name for name in impressions.column_names if name in of_request]
     firsts = impressions.group_by("request_id", use_threads=False).aggregate(
         [(name, "min") for name in others]
@@ -139,9 +150,10 @@ def read_requests(tables: Path, day: date, time_zone: str, how_many: int) -> lis
             impressions["request_id"], value_set=firsts["request_id"].take(pa.array(places)).combine_chunks()
         )
     ).to_pylist():
-        if row.get("position") is not None:
+        position = 0 if only_random else row.get("position")
+        if position is not None:
             pages[row["request_id"]].append(
-                Shown(row["video_id"], row["position"], row.get("propensity"), row.get("watch_time_s") or 0.0)
+                Shown(row["video_id"], position, row.get("propensity"), row.get("watch_time_s") or 0.0)
             )
 
     watches = rows(
@@ -170,6 +182,30 @@ def read_requests(tables: Path, day: date, time_zone: str, how_many: int) -> lis
         )
         for row in chosen
     ]
+
+
+def random_exposures(tables: Path, day: date, time_zone: str) -> list[Id]:
+    """Videos of the impressions of a local day that were uniformly random exposures: their only source is `random`."""
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    begins, ends = (day_begins_at(day + timedelta(days=more), time_zone) for more in (0, 1))
+    impressions = ds.dataset(sorted(str(part) for part in (tables / "impressions").glob("part-*.parquet")))
+    if "sources" not in impressions.schema.names:
+        return []
+    kind = impressions.schema.field("shown_at").type
+    inside = (ds.field("shown_at") >= pa.scalar(begins, kind)) & (
+        ds.field("shown_at") < pa.scalar(ends, kind)
+    )
+    found = impressions.to_table(columns=["video_id", "sources"], filter=inside)
+    return list(found.filter(_is_random(found))["video_id"].to_pylist())
+
+
+def _is_random(impressions: "pa.Table") -> "pa.ChunkedArray":
+    import pyarrow.compute as pc
+
+    sources = pc.binary_join(impressions["sources"], ",")
+    return pc.fill_null(pc.equal(sources, RANDOM_SOURCE), fill_value=False)
 
 
 def answer_all(

@@ -272,6 +272,21 @@ def test_propensities_that_tell_nothing_crown_nobody(
     assert stages.standing() == before
 
 
+def test_random_exposures_that_are_too_few_crown_nobody(stages: Stages, tmp_path: Path) -> None:
+    """240 impressions of the shadow day cannot be seen to be a uniform draw of some hundred videos."""
+
+    def at_random(table: pa.Table) -> pa.Table:
+        return table.append_column("sources", pa.array([["random"]] * table.num_rows, pa.list_(pa.string())))
+
+    tables = changed(stages.tables, tmp_path / "tables", {"impressions": at_random})
+    before = stages.standing()
+    found = stages.compare(tables=tables, evidence="causal")
+    assert found["verdict"] == "continue"
+    assert "240 random exposures of" in found["reason"]
+    assert "too few to see what they were drawn from" in found["reason"]
+    assert stages.standing() == before
+
+
 def test_live_logs_of_other_versions_or_of_a_wrong_clock_crown_nobody(stages: Stages, tmp_path: Path) -> None:
     """A log that is asked for and cannot be used is no evidence: each time the challenger waits."""
     other = write_shadow_log(tmp_path / "other", versions=(1, 7))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from watchnext.decisions.causal import Page, watch_time_check
+from watchnext.decisions.causal import Page, pool_of, random_exposure_check, watch_time_check
 from watchnext.decisions.slates import Shown
+from watchnext.errors import InputError
 
 WORTH_S = (10.0, 20.0, 30.0, 40.0, 50.0)
 WORSE, BETTER = [0, 1, 2], [4, 3, 2]
@@ -65,3 +66,47 @@ def test_what_a_log_cannot_tell_is_not_judged(log: list[Page], words: str) -> No
     check, metrics = watch_time_check(log, mean_worth)
     assert (check.outcome, metrics) == ("not judged", {})
     assert words in check.value
+
+
+def exposures(times: int, champion: list[int], challenger: list[int], pool: int) -> list[Page]:
+    """Each video of the pool is shown so many times, to another user each time, and watched for its number of seconds."""
+    return [
+        Page(
+            video + pool * time,
+            [Shown(video, 0, None, float(video) + (1.0 if time % 2 else -1.0))],
+            (champion, challenger),
+        )
+        for time in range(times)
+        for video in range(pool)
+    ]
+
+
+def test_random_exposures_as_arithmetic() -> None:
+    """A place of the slate 1, 2, 3 earns 2 s, one of 7, 8, 12 earns 9 s. Meant to fail with the pool of another size.
+
+    Of 100 exposures of each of 20 videos, 300 are of either slate, with a weight of (1 / 3) / (1 / 20) each.
+    """
+    check, metrics = random_exposure_check(
+        exposures(100, [1, 2, 3], [12, 7, 8], pool=20), 20, lambda video: float(video)
+    )
+    assert (check.name, check.outcome) == ("watch_time_s_per_random_exposure", "passed")
+    for name in ("snips_s", "doubly_robust_s"):
+        assert metrics[f"causal_{name}"] == pytest.approx((7 + 8 + 12) / 3 - (1 + 2 + 3) / 3)
+    assert metrics["champion_effective_rows"] == pytest.approx(300)
+    assert metrics["challenger_effective_rows"] == pytest.approx(300)
+    back, _ = random_exposure_check(exposures(100, [12, 7, 8], [1, 2, 3], pool=20), 20, lambda _: 0.0)
+    assert back.outcome == "failed"
+    few, _ = random_exposure_check(exposures(10, [1, 2, 3], [12, 7, 8], pool=20), 20, lambda _: 0.0)
+    assert (few.outcome, "30 effective rows of 200" in few.value) == ("not judged", True)
+    other_pool, _ = random_exposure_check(exposures(100, [1, 2, 3], [12, 7, 8], pool=20), 40, lambda _: 0.0)
+    assert (other_pool.outcome, "the mean weight is 2.00" in other_pool.value) == ("not judged", True)
+
+
+def test_a_pool_is_counted_where_it_can_be() -> None:
+    assert pool_of([*range(20)] * 5) == 20
+    assert pool_of(np.random.default_rng(1).integers(50, size=2_000).tolist()) == 50
+    with pytest.raises(InputError, match="80 random exposures of 20 videos are too few"):
+        pool_of([*range(20)] * 4)
+    with pytest.raises(InputError, match="not uniform") as refused:
+        pool_of([*range(20)] * 50 + [7] * 60)
+    assert refused.value.offenders == ("7: 110 times, 53.0 on average",)

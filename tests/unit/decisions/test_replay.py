@@ -4,10 +4,13 @@ import datetime as dt
 import html
 import json
 import math
+import shutil
 import urllib.parse
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from experiment_logs import write_experiment, write_shadow_log
 from fake_mlflow import Killed, KilledAtWrite, Snapshot
@@ -26,7 +29,15 @@ from watchnext.decisions.replay import (
     compare_and_crown,
     decide,
 )
-from watchnext.decisions.slates import Paired, Request, captured, hits, read_requests, summarize
+from watchnext.decisions.slates import (
+    Paired,
+    Request,
+    captured,
+    hits,
+    random_exposures,
+    read_requests,
+    summarize,
+)
 from watchnext.errors import InputError
 from watchnext.evaluation.intervals import Change
 from watchnext.recommend.recommender import Recommender
@@ -89,6 +100,26 @@ def test_days_are_local_and_what_followed_ends_with_them(world_tables: Path) -> 
     assert {request.user_id for request in morning} == set(range(USERS)) - asked_after_8
     watched_in_time = {user for user in range(USERS) if 5 * 60 + 11 * user < 8 * 60}
     assert {request.user_id for request in morning if request.watched_later} == watched_in_time
+
+
+def test_random_exposures_are_those_without_another_source(world_tables: Path, tmp_path: Path) -> None:
+    """Wherever they stand, also where the log has no positions. Meant to fail with all of the page of such a request."""
+    tables = shutil.copytree(world_tables, tmp_path / "tables")
+    assert random_exposures(tables, SHADOW_DAY, "UTC") == []
+    (part,) = (tables / "impressions").glob("part-*.parquet")
+    impressions = pq.read_table(part).drop_columns(["position"])
+    sources = [
+        [None, [], ["random"], ["tower", "random"], ["tower"]][row % 5] for row in range(impressions.num_rows)
+    ]
+    pq.write_table(impressions.append_column("sources", pa.array(sources, pa.list_(pa.string()))), part)
+    day = impressions.append_column("row", pa.array(range(impressions.num_rows))).to_pylist()
+    expected = [row for row in day if row["shown_at"].date() == SHADOW_DAY and row["row"] % 5 == 2]
+    assert sorted(random_exposures(tables, SHADOW_DAY, "UTC")) == sorted(row["video_id"] for row in expected)
+    asked = read_requests(tables, SHADOW_DAY, "UTC", 1000, only_random=True)
+    assert sum(len(request.shown) for request in asked) == len(expected)
+    assert {(one.video_id, one.position) for request in asked for one in request.shown} == {
+        (row["video_id"], 0) for row in expected
+    }
 
 
 def test_hits_are_the_share_of_what_followed() -> None:
