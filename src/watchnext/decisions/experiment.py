@@ -57,7 +57,7 @@ class Experiment:
         challenger: float64 [num_users], watch time in seconds per day of each user of the challenger's arm; interleaved,
             of the challenger's places of every user's pages.
         champion: float64 [num_users of this arm]; interleaved [num_users], in the same order.
-        challenger_share: of users that was meant to get the challenger; interleaved, of first places.
+        challenger_share: of users that was meant to get the challenger; interleaved, of first places, a half.
         arms: how many users are in the challenger's and in the champion's arm; interleaved, first places of each.
         user_days: how many days of users were watched.
     """
@@ -200,7 +200,8 @@ def read_experiment(directory: Path, *, champion: int, challenger: int) -> Exper
         )
     _forwards(served, watched, directory)
     mode: Mode = "ab" if served["mode"][0].as_py() == "ab" else "interleave"
-    share = float(served["challenger_share"][0].as_py())
+    # What the log names is the share of users; interleaved, a fair coin says whose video stands first.
+    share = float(served["challenger_share"][0].as_py()) if mode == "ab" else 0.5
     firsts = served.group_by("user_id").aggregate([("at", "min")])
     user_ids = firsts["user_id"].combine_chunks()
     first_us = _us(firsts["at_min"])

@@ -1,146 +1,23 @@
 """Evidence that cannot carry a decision, put before the stages themselves: a clear refusal, and the champion untouched."""
 
 import datetime as dt
-import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from decision_stages import Stages
 from experiment_logs import experiment_rows, write_log, write_shadow_log
-from fake_mlflow import Snapshot
 from tiny_world import make_bundle
 
 from watchnext.bundle import Bundle
-from watchnext.config import RecommendParams
-from watchnext.decisions import gate
-from watchnext.decisions.gate import Decision
-from watchnext.decisions.replay import Live, Slower, Vetoes
+from watchnext.decisions.replay import Live
 from watchnext.errors import InputError
-from watchnext.registry import Event, Registry
-from watchnext.stages.compare_shadow import Params as CompareParams
-from watchnext.stages.compare_shadow import compare_shadow
-from watchnext.stages.promote import Params as PromoteParams
-from watchnext.stages.promote import promote
-from watchnext.tracking import DATABASE, Tracker
-
-PASSED = Decision("challenger", "passed", (), {}, "")
-UNHURRIED = Vetoes(latency_p50_ms=Slower(maximum_ratio=1e3, at_least_ms=6e4, reason="timings decide no test"))
-RECOMMEND = RecommendParams(exclude="none")
 
 Change = Callable[[pa.Table], pa.Table]
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The two stages in a project whose version 1 is champion and whose version 2 challenges it.
-
-    Attributes:
-        root: the project's folder, and the working directory.
-        champion: bundle of version 1.
-        challenger: bundle of version 2, with the same answers.
-        features: of the world.
-        tables: of the world.
-    """
-
-    root: Path
-    champion: Bundle
-    challenger: Bundle
-    features: Path
-    tables: Path
-
-    def promote(
-        self, bundle: Bundle, features: Path | None = None, tables: Path | None = None
-    ) -> Mapping[str, Any]:
-        validated = self.root / "validate.json"
-        validated.write_text(json.dumps({"expectations_failed": 0}), encoding="utf-8")
-        found = promote(
-            PromoteParams(),
-            RECOMMEND,
-            bundle.path,
-            features or self.features,
-            tables or self.tables,
-            validated,
-            lambda: Tracker.open(self.root).pipeline_run("1-1.00"),
-            self.root / "reports" / "promote",
-        )
-        assert found is not None
-        written = self.decision("promote")
-        assert (written["verdict"], written["reason"]) == (found["verdict"], found["reason"])
-        return found
-
-    def compare(
-        self, features: Path | None = None, tables: Path | None = None, **params: Any
-    ) -> Mapping[str, Any]:
-        promoted = self.root / "promote.json"
-        promoted.write_text(json.dumps({"model_name": "watchnext"}), encoding="utf-8")
-        found = compare_shadow(
-            CompareParams(requests=30, vetoes=UNHURRIED, **params),
-            RECOMMEND,
-            self.challenger.path,
-            features or self.features,
-            tables or self.tables,
-            promoted,
-            lambda: Tracker.open(self.root).pipeline_run("1-1.00"),
-            self.root / "reports" / "compare_shadow",
-        )
-        assert found is not None
-        assert self.decision("compare_shadow")["verdict"] == found["verdict"]
-        return found
-
-    def decision(self, stage: str) -> Mapping[str, Any]:
-        return json.loads((self.root / "reports" / stage / "decision.json").read_text(encoding="utf-8"))
-
-    def standing(self) -> tuple[dict[str, int], list[Event]]:
-        """Who has which role, and how that came about."""
-        registry = Registry.open(self.root)
-        return registry._aliases("watchnext"), registry.history("watchnext")
-
-
-@pytest.fixture(scope="module")
-def equal_bundle(world_features: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Other files than those of `right_bundle`, the same answers."""
-    return make_bundle(tmp_path_factory.mktemp("equal"), world_features)
-
-
-@pytest.fixture(scope="module")
-def registered(
-    empty_mlflow_database: Path,
-    right_bundle: Bundle,
-    equal_bundle: Bundle,
-    world_features: Path,
-    world_tables: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Stages, Snapshot]:
-    """What every test begins with."""
-    root = tmp_path_factory.mktemp("project")
-    (root / DATABASE).parent.mkdir(parents=True)
-    shutil.copy2(empty_mlflow_database, root / DATABASE)
-    made = Stages(root, right_bundle, equal_bundle, world_features, world_tables)
-    with pytest.MonkeyPatch.context() as here:
-        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
-            here.delenv(name, raising=False)
-        here.chdir(root)
-        here.setattr(gate, "judge", lambda *_, **__: PASSED)
-        for bundle in (right_bundle, equal_bundle):
-            made.promote(bundle)
-    return made, Snapshot(root / DATABASE)
-
-
-@pytest.fixture
-def stages(registered: tuple[Stages, Snapshot], monkeypatch: pytest.MonkeyPatch) -> Stages:
-    made, snapshot = registered
-    snapshot.restore()
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(made.root)
-    assert made.standing()[0] == {"champion": 1, "challenger": 2}
-    return made
 
 
 def changed(folder: Path, copy: Path, places: Mapping[str, Change]) -> Path:

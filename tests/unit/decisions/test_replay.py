@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from experiment_logs import write_experiment, write_shadow_log
 from fake_mlflow import Killed, KilledAtWrite, Snapshot
-from tiny_world import BEGIN, DAYS, GATE_DAY, SHADOW_DAY, USERS, make_bundle, video_at
+from tiny_world import BEGIN, DAYS, GATE_DAY, SHADOW_DAY, USERS, video_at
 
 from watchnext.bundle import Bundle
 from watchnext.decisions import gate, replay
@@ -293,13 +293,6 @@ def stage(
     passed = Decision("challenger", "passed", (), {}, "")
     monkeypatch.setattr(gate, "judge", lambda *_, **__: passed)
     return Stage(project_root, world_features, world_tables)
-
-
-@pytest.fixture(scope="module")
-def equal_bundle(world_features: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Other files, the same answers as `right_bundle`."""
-    parts = tmp_path_factory.mktemp("equal")
-    return make_bundle(parts, world_features, steps=1, watch_time_sign=1.0)
 
 
 def test_an_equal_challenger_is_crowned_once(
