@@ -187,6 +187,9 @@ def explain(
         **{key: told[key] for key in ("registered_at", "trained_until_at", "source", "git_commit")},
         **{key: told[key] for key in ("bundle_digest", "data_digest", "params_digest", "run_id")},
         "rolled back because": told["rolled_back_because"],
+        "beside the champion": next(
+            (one["compare_url"] for one in reversed(told["decisions"]) if one.get("compare_url")), ""
+        ),
     }
     print_table(
         f"{name}, version {version}", ("what", "is"), [(key, value) for key, value in facts.items() if value]
@@ -203,7 +206,16 @@ def explain(
             ("check", "value", "bound", "outcome", "why"),
             rows,
         )
-    runs = [(run["stage"], run["status"], run["run_id"], str(len(run["params"]))) for run in stages]
+    order = {stage: place for place, stage in enumerate(config.STAGES)}
+    runs = [
+        (
+            run["stage"],
+            "taken from the cache" if run["from_cache"] else run["status"],
+            run["run_id"],
+            "" if run["from_cache"] else str(len(run["params"])),
+        )
+        for run in sorted(stages, key=lambda run: order.get(run["stage"], len(order)))
+    ]
     print_table("made by", ("stage", "status", "run in MLflow", "settings"), runs)
     _print_events("roles", told["events"])
 
@@ -225,6 +237,28 @@ def _print_events(title: str, events: Sequence[Mapping[str, Any]]) -> None:
 
 def _minute(at: str) -> str:
     return at[:19].replace("T", " ")
+
+
+@app.command("retrain-champion")
+def retrain_champion(model: _Model = None) -> None:
+    """Train the champion's settings anew on the present features, to tell a better recipe from fresher data.
+
+    Writes data/champions_recipe/bundle, which no role is given to. With `promote.champions_recipe` naming it, the gate's
+    report shows how much of the change from champion to candidate either made.
+    """
+    from watchnext.registry import Registry
+    from watchnext.stages._retrain import BUNDLE, retrain
+
+    registry = Registry.open(Path.cwd())
+    name = _model_named(registry, model)
+    champion = registry.role(name, "champion")
+    if champion is None:
+        raise InputError(
+            f"{name} has no champion", where=registry.registry_uri, remedy="run `dvc repro` first"
+        )
+    retrain(registry.bundle(champion), f"version {champion.number} of {name}")
+    say(f"{BUNDLE}: the settings of version {champion.number} on the features of now")
+    say(f"now set promote.champions_recipe: {BUNDLE} in params.yaml, and run `dvc repro`")
 
 
 @app.command()

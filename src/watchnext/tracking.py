@@ -40,6 +40,18 @@ STUDY_TAG = "watchnext.study"
 FROM_CACHE_TAG = "watchnext.from_cache"
 DATA_DIGEST_TAG = "watchnext.data_digest"
 
+SETTINGS_OF_MODELS = (
+    "featurize",
+    "training",
+    "train_retrieval",
+    "build_index",
+    "nominate",
+    "train_ranking",
+    "recommend",
+    "evaluate",
+)
+"""Sections of params.yaml that make models what they are, and the figures that `evaluate` gives of them."""
+
 _PARENT_TAG = "mlflow.parentRunId"
 _METRICS_PER_CALL = 1000  # limits of MLflow's log_batch
 _PARAMS_PER_CALL = 100
@@ -312,7 +324,8 @@ class Tracker:
         """What is kept of the stages of an execution, in the order in which they ran.
 
         Returns:
-            For each: `stage`, `run_id`, `status` and its settings `params`. Empty if the execution's runs are gone.
+            For each: `stage`, `run_id`, `status`, `from_cache` (DVC had its outputs, so that nothing ran and no settings
+            were logged) and its settings `params`. Empty if the execution's runs are gone.
         """
         with said_plainly(self.tracking_uri):
             children = self._search(f"tags.`{_PARENT_TAG}` = '{parent_run_id}'")
@@ -321,10 +334,44 @@ class Tracker:
                 "stage": run.data.tags.get(STAGE_TAG, ""),
                 "run_id": run.info.run_id,
                 "status": run.info.status,
+                "from_cache": run.data.tags.get(FROM_CACHE_TAG) == "true",
                 "params": dict(run.data.params),
             }
             for run in sorted(children, key=lambda run: run.info.start_time)
         ]
+
+    def over_seeds(
+        self, parent_run_id: str, data_digest: str, metrics: Sequence[str]
+    ) -> list[dict[str, float]]:
+        """What `evaluate` measured in the executions that differ from this one in nothing but the seed: itself, and others.
+
+        The same are the data and all settings of `SETTINGS_OF_MODELS`. Executions whose `evaluate` came from DVC's cache are
+        left out: it ran in another one.
+
+        Args:
+            parent_run_id: run of the execution.
+            data_digest: of the logs.
+            metrics: names.
+
+        Returns:
+            By seed, of its last execution: `seed`, and each metric. Empty where this execution's settings are not kept.
+        """
+        with said_plainly(self.tracking_uri):
+            client = self._client()
+            own = client.get_run(parent_run_id).data.params
+            runs = self._search(
+                f"tags.`{STAGE_TAG}` = 'evaluate' and tags.`{DATA_DIGEST_TAG}` = '{data_digest}'"
+            )
+            found: dict[str, dict[str, float]] = {}
+            for run in sorted(runs, key=lambda run: run.info.start_time):
+                parent = run.data.tags.get(_PARENT_TAG)
+                if parent is None or run.info.status != "FINISHED" or not own:
+                    continue
+                settings = client.get_run(parent).data.params
+                if "seed" in settings and _of_models(settings) == _of_models(own):
+                    measured = {name: run.data.metrics[name] for name in metrics if name in run.data.metrics}
+                    found[settings["seed"]] = {"seed": float(settings["seed"]), **measured}
+        return [found[seed] for seed in sorted(found, key=float)]
 
     def compare_url(self, run_ids: Sequence[str]) -> str:
         """Address of the MLflow UI's page that shows runs side by side.
@@ -609,6 +656,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _of_models(settings: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in settings.items() if name.partition(".")[0] in SETTINGS_OF_MODELS}
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:

@@ -231,6 +231,35 @@ def test_after_mlruns_is_deleted_everything_begins_anew(tracker: Tracker, projec
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_variation_by_seed_is_of_the_same_settings_on_the_same_data(tracker: Tracker) -> None:
+    """Meant to fail with every execution on these data: settings of the gate may differ, those of models may not."""
+    data, other = ("data", "a" * 64, "data/validated"), ("data", "b" * 64, "data/validated")
+    own = ""
+    for number, (seed, epochs, margin, dataset, loss) in enumerate(
+        (
+            (1, 2, 0.05, data, 0.30),
+            (2, 2, 0.05, data, 0.35),  # run again below
+            (2, 2, 0.10, data, 0.32),
+            (3, 3, 0.05, data, 0.90),
+            (4, 2, 0.05, other, 0.91),
+        )
+    ):
+        settings = {
+            "seed": seed,
+            "train_ranking.epochs": epochs,
+            "promote.checks.recall_at_100.margin": margin,
+        }
+        parent = tracker.pipeline_run(f"{number}-1.00", params=settings)
+        log(tracker, parent, metrics={"weighted_pairwise_loss": loss}, datasets=[dataset])
+        own = own or parent
+    failed = tracker.pipeline_run("9-1.00", params={"seed": 5, "train_ranking.epochs": 2})
+    log(tracker, failed, metrics={"weighted_pairwise_loss": 0.92}, datasets=[data], status="FAILED")
+    assert tracker.over_seeds(own, "a" * 64, ("weighted_pairwise_loss", "recall_at_100")) == [
+        {"seed": 1.0, "weighted_pairwise_loss": 0.30},
+        {"seed": 2.0, "weighted_pairwise_loss": 0.32},
+    ]
+
+
 def test_runs_side_by_side_on_a_tracking_server_without_its_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,7 @@ def forest_plot(checks: Sequence["Check"]) -> str:
             f'<circle cx="{x(harm["value"])}" cy="{y}" r="4" fill="{colour}"/>'
             f'<line x1="{margin}" x2="{margin}" y1="{y - 9}" y2="{y + 9}" stroke="#1a1a1a" stroke-width="3"/>'
             f'<text x="{_LABEL + _PLOT + 14}" y="{y + 4}" fill="{colour}">'
-            f"{harm['value']:+.1%} [{low:+.1%}, {high:+.1%}]</text>"
+            f"{_signed(harm['value'])} [{_signed(low)}, {_signed(high)}]</text>"
         )
     parts.append("</svg>")
     return (
@@ -80,6 +80,14 @@ def _ticks(reach: float) -> list[float]:
     step = next(step for step in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if reach / step <= 4)
     most = math.floor(reach / step)
     return [round(number * step, 6) for number in range(-most, most + 1)]
+
+
+def _signed(share: float) -> str:
+    """
+    >>> _signed(-0.0), _signed(-0.0004), _signed(-0.021)
+    ('+0.0%', '+0.0%', '-2.1%')
+    """
+    return f"{round(share, 3) + 0.0:+.1%}"
 
 
 def _is_number(value: object) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import html
 import json
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
@@ -26,6 +27,7 @@ from watchnext.decisions.forest import forest_plot
 from watchnext.decisions.ledger import spent_on
 from watchnext.errors import InputError
 from watchnext.registry import Registry, UnusableBundleError, Version
+from watchnext.tracking import Tracker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +51,9 @@ HEADLINES = (
     "index_recall_at_100",
 )
 """What `watchnext status` shows of a version; the run that it leads back to has the rest."""
+
+SEED_METRICS = ("recall_at_100", "weighted_pairwise_loss")
+"""Whose variation by seed is shown."""
 
 SMOKE_SLATE = 20
 
@@ -197,6 +202,8 @@ class Decision:
         against: the champion it was judged against, as name and version number, or "none".
         replaces: it was judged without its champion, which cannot be compared with any more, and takes its place.
         judged: digests of `challenger`, `champion` (None without one) and `evidence`: what `judged_triple` gives.
+        over_seeds: what `evaluate` measured of the same settings on the same data with each seed that was run; shown,
+            since intervals over users do not hold what another seed would have changed.
     """
 
     verdict: Verdict
@@ -206,6 +213,7 @@ class Decision:
     against: str
     replaces: bool = False
     judged: Mapping[str, str | None] = field(default_factory=dict)
+    over_seeds: Sequence[Mapping[str, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -237,6 +245,7 @@ def judge(
     place: int = 1,
     tables: Path | None = None,
     validated: Path | None = None,
+    recipe: Bundle | None = None,
 ) -> Decision:
     """Measure a candidate, and the champion on the same examples, and check the one against the other.
 
@@ -252,6 +261,8 @@ def judge(
         place: of the candidate among those that this day judges, from 1.
         tables: validated tables, whose requests are asked again; None: no slates are judged.
         validated: metrics of the stage validate about these tables; None with them.
+        recipe: the champion's settings trained on the candidate's window, whose two steps, champion to recipe (fresher data)
+            and recipe to candidate (another recipe), are shown and judge nothing; None: not asked for.
 
     Raises:
         InputError: the candidate cannot be measured.
@@ -325,6 +336,14 @@ def judge(
             measured |= {f"champion_{name}": value for name, value in theirs.metrics.items()}
             measured |= change_metrics(changes)
             measured |= ours.second_look(theirs, confidence)
+            if recipe is not None:
+                third = measure(recipe, features, "gate", exclude=exclude)
+                measured |= {f"champions_recipe_{name}": third.metrics[name] for name in SEED_METRICS}
+                for why, steps in (
+                    ("data", third.changes(theirs, confidence)),
+                    ("recipe", ours.changes(third, confidence)),
+                ):
+                    measured |= change_metrics({f"by_{why}_{name}": change for name, change in steps.items()})
         found.append(_comparable(problem, champion_not_comparable))
     if champion is None or problem:
         for name, check in (
@@ -809,6 +828,7 @@ def promote_bundle(
     out_report: Path,
     tables: Path | None = None,
     validated: Path | None = None,
+    champions_recipe: Path | None = None,
 ) -> dict[str, float | int | str] | None:
     """Judge the bundle, register it, and give its version the role that it earned.
 
@@ -828,6 +848,7 @@ def promote_bundle(
         out_report: where decision.json and decision.html go.
         tables: see `judge`.
         validated: see `judge`.
+        champions_recipe: directory of a bundle with the champion's settings, trained on this one's window.
 
     Returns:
         metrics, or None when this bundle was judged against this champion by these checks before. A bundle with damaged
@@ -846,6 +867,8 @@ def promote_bundle(
         "champion_not_comparable": champion_not_comparable,
         "checks": checks.model_dump(),
     }
+    if champions_recipe is not None:
+        rules["champions_recipe"] = read_digest(champions_recipe)
     rolled_back = "" if version is None or is_champion else version.rolled_back_because
     if rolled_back:
         rules["rolled_back_because"] = rolled_back
@@ -883,13 +906,14 @@ def promote_bundle(
             place=place,
             tables=tables,
             validated=validated,
+            recipe=None if champions_recipe is None else _recipe(champions_recipe, candidate, opponent),
         )
     if is_champion:
         say(f"promote: this bundle is the champion already, version {champion.number if champion else ''}")
     run_id = pipeline_run()
     version = version or _register(registry, name, candidate, run_id)
     if is_new and not is_champion:
-        decision = replace(decision, judged=judged)
+        decision = replace(decision, judged=judged, over_seeds=_over_seeds(registry, run_id, candidate))
         registry.keep(version, "gate", key, finite(asdict(decision)))
     role = _give_role(registry, version, opponent, decision, key, run_id, is_champion=is_champion)
     write_report(decision, out_report, title=f"The gate: version {version.number} of {name}", role=role)
@@ -904,6 +928,36 @@ def promote_bundle(
         "checks_failed": sum(check.outcome == "failed" for check in decision.checks),
         **{metric: value for metric, value in decision.metrics.items() if math.isfinite(value)},
     }
+
+
+def _recipe(path: Path, candidate: Bundle, champion: Version | None) -> Bundle | None:
+    """The champion's recipe on the candidate's window; None where there is no champion.
+
+    Raises:
+        InputError: it is damaged, or of other settings or another window.
+    """
+    if champion is None:
+        return None
+    recipe = Bundle.open(path)
+    others = {
+        "the champion's settings": (recipe.params_digest, champion.tags.get("params_digest", "")),
+        "the candidate's data": (recipe.data_digest, candidate.data_digest),
+        "the candidate's window": (recipe.trained_until_at, candidate.trained_until_at),
+    }
+    wrong = [f"not of {what}" for what, (its, wanted) in others.items() if its != wanted]
+    if wrong:
+        raise InputError(
+            "this is not the champion's recipe on the candidate's window",
+            where=str(path),
+            offenders=wrong,
+            remedy="`watchnext retrain-champion` makes it anew; or set promote.champions_recipe to null",
+        )
+    return recipe
+
+
+def _over_seeds(registry: Registry, run_id: str, candidate: Bundle) -> tuple[Mapping[str, float], ...]:
+    tracker = Tracker.open(registry.root)
+    return tuple(tracker.over_seeds(run_id, candidate.data_digest, SEED_METRICS))
 
 
 def _report_damaged(
@@ -1048,14 +1102,25 @@ def write_report(decision: Decision, out_report: Path, *, title: str, role: str)
     (out_report / "decision.json").write_text(json.dumps(finite(content), indent=1) + "\n", encoding="utf-8")
     rows = [(check.name, check.value, check.bound, check.outcome, check.reason) for check in decision.checks]
     header = ("check", "value", "bound", "outcome", "why")
+    further = [*recipe_tables(decision.metrics), *seed_tables(decision.over_seeds)]
     page = html_page(
         title,
         f"{decision.verdict}: {decision.reason}",
-        [("Checks", header, rows), ("Metrics", ("metric", "value"), _metric_rows(decision.metrics))],
+        [
+            ("Checks", header, rows),
+            *further,
+            (
+                "Metrics, and the change from champion to candidate",
+                ("metric", "champion", "candidate", "change", "over users by videos"),
+                metric_rows(decision.metrics),
+            ),
+        ],
         before=forest_plot(decision.checks),
     )
     (out_report / "decision.html").write_text(page, encoding="utf-8")
     print_table(title, header[:4], [row[:4] for row in rows])
+    for table in further:
+        print_table(*table)
     say(f"verdict: {decision.verdict} ({decision.reason})")
 
 
@@ -1291,8 +1356,75 @@ def _instant(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    return [(name, _shown(value)) for name, value in sorted(metrics.items())]
+def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str, str, str]]:
+    """Every metric of a decision in one row: of champion and candidate, and the change with its intervals."""
+
+    def of(name: str) -> str:
+        return _shown(metrics[name]) if name in metrics else ""
+
+    def ends(name: str) -> str:
+        low, high = (metrics.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
+        return f"[{low:+.1%}, {high:+.1%}]" if math.isfinite(low) and math.isfinite(high) else ""
+
+    rows = []
+    for name in sorted(
+        {name.removeprefix("champion_") for name in metrics if not name.startswith("change_")}
+    ):
+        change = metrics.get(f"change_{name}", math.nan)
+        rows.append(
+            (
+                name,
+                of(f"champion_{name}"),
+                of(name),
+                f"{change:+.1%} {ends(f'change_{name}')}" if math.isfinite(change) else "",
+                ends(f"change_{name}_users_by_videos"),
+            )
+        )
+    return rows
+
+
+def recipe_tables(metrics: Mapping[str, float]) -> list[Table]:
+    """What fresher data did and what another recipe did, as a table, where the champion's recipe was measured; else none."""
+
+    def change(name: str) -> str:
+        value, low, high = (metrics[f"change_{name}{end}"] for end in ("", "_low", "_high"))
+        return f"{value:+.1%} [{low:+.1%}, {high:+.1%}]"
+
+    rows = [
+        (
+            name,
+            _shown(metrics[f"champion_{name}"]),
+            change(f"by_data_{name}"),
+            _shown(metrics[f"champions_recipe_{name}"]),
+            change(f"by_recipe_{name}"),
+            _shown(metrics[name]),
+        )
+        for name in SEED_METRICS
+        if f"champions_recipe_{name}" in metrics
+    ]
+    header = (
+        "metric",
+        "champion",
+        "fresher data",
+        "its recipe on this window",
+        "another recipe",
+        "candidate",
+    )
+    return [("Recipe or data, judging nothing", header, rows)] if rows else []
+
+
+def seed_tables(over_seeds: Sequence[Mapping[str, float]]) -> list[Table]:
+    """How much a metric varies by seed, as a table, where more than one seed was run; else none."""
+    rows = []
+    for name in SEED_METRICS:
+        values = [found[name] for found in over_seeds if math.isfinite(found.get(name, math.nan))]
+        if len(values) > 1:
+            mean = math.fsum(values) / len(values)
+            deviation = statistics.stdev(values)
+            share = f"{deviation / mean:.1%} of the mean" if mean else ""
+            rows.append((name, str(len(values)), _shown(min(values)), _shown(max(values)), share))
+    caption = "By seed: the same settings on the same data, judging nothing"
+    return [(caption, ("metric", "seeds", "lowest", "highest", "standard deviation"), rows)] if rows else []
 
 
 def _shown(value: float) -> str:

@@ -16,6 +16,7 @@ class Params(Section):
 
     model_name: str = "auto"
     champion_not_comparable: NotComparable = "hold"
+    champions_recipe: str | None = None
     checks: Checks = Checks()
 
 
@@ -51,6 +52,7 @@ def promote(
         checks=params.checks,
         exclude=recommend.exclude,
         champion_not_comparable=params.champion_not_comparable,
+        champions_recipe=None if params.champions_recipe is None else Path(params.champions_recipe),
         pipeline_run=pipeline_run,
         previous_metrics=previous_metrics,
         out_report=out_report,

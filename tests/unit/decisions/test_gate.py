@@ -621,3 +621,65 @@ def test_a_report_without_checks_can_be_written(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "report" / "decision.json").read_text(encoding="utf-8"))
     assert written["metrics"] == {"x": None}
     assert "&lt;why&gt;" in (tmp_path / "report" / "decision.html").read_text(encoding="utf-8")
+
+
+def test_variation_by_seed_is_shown_and_judges_nothing(tmp_path: Path) -> None:
+    """Of 0.2 and 0.4 the mean is 0.3 and the standard deviation sqrt(2) / 10, 47.1 % of it. One seed varies nothing."""
+    seeds = [
+        {"seed": 1.0, "weighted_pairwise_loss": 0.2},
+        {"seed": 2.0, "weighted_pairwise_loss": 0.4},
+        {"seed": 3.0, "weighted_pairwise_loss": math.nan},
+    ]
+    ((_, _, rows),) = gate.seed_tables(seeds)
+    assert rows == [("weighted_pairwise_loss", "2", "0.2000", "0.4000", "47.1% of the mean")]
+    assert gate.seed_tables(seeds[:1]) == []
+    gate.write_report(
+        Decision("challenger", "passed", (), {}, "none", over_seeds=seeds), tmp_path, title="t", role="none"
+    )
+    assert "47.1% of the mean" in (tmp_path / "decision.html").read_text(encoding="utf-8")
+
+
+def test_champion_and_candidate_stand_in_one_row() -> None:
+    metrics = {
+        "auc": 0.5,
+        "champion_auc": 0.25,
+        "change_recall_at_100": -0.02,
+        "change_recall_at_100_low": -0.05,
+        "change_recall_at_100_high": 0.01,
+        "change_recall_at_100_users_by_videos_low": -0.08,
+        "change_recall_at_100_users_by_videos_high": 0.04,
+        "recall_at_100": 0.49,
+        "champion_recall_at_100": 0.5,
+        "map": math.nan,
+    }
+    assert gate.metric_rows(metrics) == [
+        ("auc", "0.2500", "0.5000", "", ""),
+        ("map", "", "none", "", ""),
+        ("recall_at_100", "0.5000", "0.4900", "-2.0% [-5.0%, +1.0%]", "[-8.0%, +4.0%]"),
+    ]
+
+
+def test_fresher_data_and_another_recipe_are_told_apart(
+    stage: Stage, wrong_bundle: Bundle, right_bundle: Bundle, world_features: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What the recipe has already is not the candidate's doing. Meant to fail with the two steps exchanged."""
+    decision = judge(right_bundle, wrong_bundle, world_features, Checks(), recipe=right_bundle)
+    metrics = decision.metrics
+    assert metrics["champions_recipe_recall_at_100"] == metrics["recall_at_100"] == 1.0
+    assert metrics["change_by_data_recall_at_100"] == metrics["change_recall_at_100"] > 1.0
+    assert metrics["change_by_recipe_recall_at_100"] == 0.0
+    ((_, _, rows),) = gate.recipe_tables(metrics)
+    assert rows[0][1] == f"{metrics['champion_recall_at_100']:.4f}"
+    assert rows[0][4] == "+0.0% [+0.0%, +0.0%]"
+    other = judge(right_bundle, wrong_bundle, world_features, Checks(), recipe=wrong_bundle).metrics
+    assert other["change_by_data_recall_at_100"] == 0.0
+    assert other["change_by_recipe_recall_at_100"] == other["change_recall_at_100"]
+
+    monkeypatch.setattr(gate, "judge", lambda *_, **__: PASSED)
+    stage.promote(wrong_bundle)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="not the champion's recipe") as refused:
+        stage.promote(right_bundle, champions_recipe=right_bundle.path)
+    assert refused.value.offenders == ("not of the champion's settings",)
+    assert stage.roles() == {"champion": 1}
