@@ -19,6 +19,7 @@ from benchmarks.programs import ROOT, print_measured
 from benchmarks.train.contender import Contender, interleave
 from benchmarks.train.data import Size
 from watchnext.console import say
+from watchnext.engine import CLUSTER_DIR
 
 NEGATIVES = 4000
 STEPS = 6
@@ -115,9 +116,12 @@ def cluster(folder: Path) -> Iterator[None]:
             raise CannotMeasure(f"`watchnext cluster {what}` ended with exit code {done.returncode}")
 
     run("up")
+    # What is measured runs in another folder, and would not find the secret of this cluster.
+    os.environ["SPARK_CONF_DIR"] = str((folder / CLUSTER_DIR / "conf").absolute())
     try:
         yield
     finally:
+        del os.environ["SPARK_CONF_DIR"]
         run("down")
 
 

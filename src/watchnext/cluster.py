@@ -265,6 +265,10 @@ def _start(
     environment = {
         **os.environ,
         "SPARK_HOME": str(home),
+        # Without it a worker takes this for a build of Spark's own sources, and starts no executor.
+        "SPARK_SCALA_VERSION": next((home / "jars").glob("spark-core_*.jar"))
+        .name.split("_")[1]
+        .split("-")[0],
         "SPARK_CONF_DIR": str(settings),
         "SPARK_LOCAL_IP": HOST,
         "SPARK_LOCAL_DIRS": str(scratch.absolute()),

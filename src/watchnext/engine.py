@@ -154,6 +154,12 @@ class Engine:
         self._kept.append(lambda: self.backend.raw_sql(f"DROP TABLE {name}"))
         return self.backend.table(name)
 
+    def frame(self, table: ir.Table) -> Any:
+        """The rows of `table` as a data frame: pandas' on DuckDB; Spark's on Spark, where they stay on the cluster."""
+        if self.kind == "spark":
+            return self.backend._session.sql(self.backend.compile(table))
+        return table.to_pandas()
+
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Let go, at the end of the block, of what was materialized in it."""
@@ -375,7 +381,10 @@ def _explanation(master: str, text: str) -> InputError | None:
         r"InvalidClassException|local class incompatible|NoSuchMethodError|UnsupportedClassVersionError|"
         r"(NoClassDefFoundError|ClassNotFoundException): org[./]apache[./]spark"
     )
-    gone = r"All masters are unresponsive|Master removed our application|Spark cluster looks down"
+    gone = (
+        r"All masters are unresponsive|Master removed our application|Spark cluster looks down|"
+        r"on a stopped SparkContext|SparkContext was shut down"
+    )
     memory = r"OutOfMemoryError|Cannot acquire .* memory|SparkOutOfMemoryError"
     if line := first(full):
         return InputError(

@@ -4,7 +4,7 @@ The rules stand in `validation_rules`. Each has one of four scopes, and each sco
 Expectations sees:
 
 * `structure`: one row, a table's columns with their types as values. Nothing else is judged where it fails.
-* `row`: the rows themselves, batch by batch; event tables in batches of whole days.
+* `row`: the rows themselves, batch by batch; event tables in batches of whole days. On Spark they stay there.
 * `day`: one row per day: volume and category shares against the days before.
 * `table`: one row per table: rows, clicks, nulls, the most active user.
 """
@@ -147,9 +147,13 @@ class Report:
 
 
 class Judge:
-    """Great Expectations, off the net: labelled frames in, verdicts out, one suite per table and scope."""
+    """Great Expectations, off the net: labelled frames in, verdicts out, one suite per table and scope.
 
-    def __init__(self) -> None:
+    Args:
+        on_spark: whether frames of rows are Spark's; those of all other scopes are pandas' anyway.
+    """
+
+    def __init__(self, on_spark: bool = False) -> None:
         # Off before the import: the library reads it when its context is made.
         os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
         import great_expectations
@@ -159,9 +163,13 @@ class Judge:
         self._context = great_expectations.get_context(mode="ephemeral")
         self._context.enable_analytics(False)
         self._context.variables.progress_bars = ProgressBarsConfig(globally=False)
-        self._frames = self._context.data_sources.add_pandas("tables")
+        self._frames: Any = self._context.data_sources.add_pandas("tables")
+        # Not persisted by it: nothing would let go of them.
+        self._rows: Any = (
+            self._context.data_sources.add_spark("rows", persist=False) if on_spark else self._frames
+        )
 
-    def judge(self, rules: Sequence[Rule], frames: Iterable[tuple[str, pd.DataFrame]]) -> list[Verdict]:
+    def judge(self, rules: Sequence[Rule], frames: Iterable[tuple[str, Any]]) -> list[Verdict]:
         """Judge rules of one table and scope on labelled frames that hold their judged columns.
 
         Raises:
@@ -170,7 +178,8 @@ class Judge:
         name = rules[0].table if rules[0].scope == "row" else f"{rules[0].table}_{rules[0].scope}"
         suite = self._gx.ExpectationSuite(name=name, expectations=[rule.expectation() for rule in rules])
         self._context.suites.add(suite)
-        asset = self._frames.add_dataframe_asset(name)
+        source = self._rows if rules[0].scope == "row" else self._frames
+        asset = source.add_dataframe_asset(name)
         definition = self._context.validation_definitions.add(
             self._gx.ValidationDefinition(
                 name=name, data=asset.add_batch_definition_whole_dataframe(name), suite=suite
@@ -256,7 +265,7 @@ def validate_tables(
     """
     now = now or datetime.datetime.now(datetime.UTC)
     source = read_source(tables)
-    judge = Judge()
+    judge = Judge(on_spark=engine.kind == "spark")
     report = Report(source)
     there: dict[str, ir.Table] = {}
     for schema in TABLES.values():
@@ -485,26 +494,37 @@ class _Work:
 
     def _batches(
         self, schema: TableSchema, measured: ir.Table, columns: list[str], rows: int
-    ) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Frames of about `batch_rows` rows: whole days of an event table, parts of any other."""
+    ) -> Iterator[tuple[str, Any]]:
+        """Frames of about `batch_rows` rows: whole days of an event table, parts of any other (all of it on Spark)."""
+        instant = [] if schema.instant is None else [schema.instant]
+        judged = measured.select(
+            **{name: measured[name] for name in instant if name not in columns},
+            **{name: _null_if_missing(measured[name]) for name in columns},
+        )
+        if self.engine.kind == "spark":
+            # Once, not once for every batch: what is measured takes joins over all rows.
+            judged = self.engine.materialize(judged)
+        if schema.instant is None and self.engine.kind == "spark":
+            yield "all rows", self.engine.frame(judged)
+            return
         if schema.instant is None:
             parts = max(1, round(rows / self.thresholds.batch_rows))
             per_part = -(-rows // parts)
-            whole = measured.select(columns).to_pyarrow()
+            whole = judged.to_pyarrow()
             for part in range(parts):
                 label = "all rows" if parts == 1 else f"part {part + 1} of {parts}"
                 yield label, whole.slice(part * per_part, per_part).to_pandas()
             return
-        instant = measured[schema.instant]
-        for label, start, end in self._spans(schema, measured):
+        at = judged[schema.instant]
+        for label, start, end in self._spans(schema, judged):
             inside = ibis.literal(True)
             if start is not None:
-                inside = inside & (epoch_s(instant) >= start)
+                inside = inside & (epoch_s(at) >= start)
             if end is not None:
-                inside = inside & (epoch_s(instant) < end)
+                inside = inside & (epoch_s(at) < end)
             # Rows without an instant, and the open ends, belong to the first and the last batch.
             inside = inside.fill_null(start is None)
-            yield label, measured.filter(inside).select(columns).to_pandas()
+            yield label, self.engine.frame(judged.filter(inside).select(columns))
 
     def _spans(self, schema: TableSchema, table: ir.Table) -> list[tuple[str, int | None, int | None]]:
         """Groups of days of about `batch_rows` rows: label, first second, second after the last."""
@@ -643,6 +663,11 @@ class _Work:
                 .itertuples(index=False)
             ]
         report.verdicts += verdicts
+
+
+def _null_if_missing(value: ir.Value) -> ir.Value:
+    """NaN as null: to pandas both are missing, to Spark NaN is the greatest number."""
+    return ibis.ifelse(value.isnan(), ibis.null(value.type()), value) if value.type().is_floating() else value
 
 
 def reason_names(reason: ir.StringValue, name: str) -> ir.BooleanValue:

@@ -49,13 +49,35 @@ def compute_boundaries(
         bound = f"{int(SAMPLE_ROWS / rows * 16**digits):0{digits}x}"
         examples = examples.filter(text.hexdigest("md5")[:digits] < bound)
     positions = np.arange(count) / (count - 1)
-    boundaries: dict[str, list[float]] = {}
-    for name in names:
-        # One column at a time is all that has to fit into memory.
-        values = pc.drop_null(examples.select(name).to_pyarrow()[name]).to_numpy()
-        values = np.clip(values[~np.isnan(values)], -LARGEST, LARGEST)
-        boundaries[name] = np.quantile(values, positions).tolist() if len(values) else []
-    return boundaries
+    quantiles = _quantiles_there if examples.get_backend().name == "pyspark" else _quantiles_here
+    return {name: quantiles(examples[name], positions) for name in names}
+
+
+def _quantiles_here(column: ir.FloatingColumn, positions: npt.NDArray[np.float64]) -> list[float]:
+    # One column at a time is all that has to fit into memory.
+    values = pc.drop_null(column.to_pyarrow()).to_numpy()
+    values = np.clip(values[~np.isnan(values)], -LARGEST, LARGEST)
+    return np.quantile(values, positions).tolist() if len(values) else []
+
+
+def _quantiles_there(column: ir.FloatingColumn, positions: npt.NDArray[np.float64]) -> list[float]:
+    """The same, to the bit, where the values are not to leave the cluster: two of them per boundary do."""
+    values = column.name("value").as_table()
+    values = values.filter(values.value.notnull() & ~values.value.isnan())
+    rows = int(values.count().to_pyarrow().as_py())
+    if rows == 0:
+        return []
+    places = positions * (rows - 1)
+    below = np.floor(places).astype(int)
+    above = np.minimum(below + 1, rows - 1)
+    ranked = values.mutate(place=ibis.row_number().over(ibis.window(order_by="value")).cast("int64"))
+    wanted = ranked.filter(ranked.place.isin(sorted({*below.tolist(), *above.tolist()}))).to_pyarrow()
+    found = dict(zip(wanted["place"].to_pylist(), wanted["value"].to_pylist(), strict=True))
+    pairs = np.clip(
+        [[found[one], found[other]] for one, other in zip(below, above, strict=True)], -LARGEST, LARGEST
+    )
+    # Between two values as NumPy does it, rather than by a formula that rounds otherwise.
+    return [float(np.quantile(pair, part)) for pair, part in zip(pairs, places - below, strict=True)]
 
 
 def write_boundaries(boundaries: Mapping[str, Sequence[float]], path: Path) -> None:

@@ -101,7 +101,8 @@ def featurize(
             held += days_between(*split.training)
         pageless = ranking_features.days_without_pages(logs.tables["impressions"], held)
         rows: Counter[str] = Counter()
-        buckets = user_buckets(logs, params.events_per_bucket)
+        # Spark cuts by users itself, and its buckets would only wait for each other.
+        buckets = [logs] if opened.kind == "spark" else user_buckets(logs, params.events_per_bucket)
         for part, own in enumerate(track(buckets, "featurize: users in buckets")):
             with opened.scope():
                 if len(buckets) > 1:

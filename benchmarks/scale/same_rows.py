@@ -1,0 +1,125 @@
+"""Take logs through the stages that compute tables on DuckDB and on Spark, and compare every row.
+
+    watchnext cluster up && python -m benchmarks.scale.same_rows --source kuairand --data path/to/KuaiRand-Pure/data
+
+Prints one JSON object last: per table its rows and how many of them the other engine does not have, to the last bit of
+every float. Run it in the folder of the cluster.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from benchmarks.programs import print_measured
+from watchnext.console import say
+from watchnext.engine import EngineParams
+from watchnext.stages import featurize, ingest, validate
+
+
+def run_stages(source: str, logs: Path, engine: EngineParams, out: Path) -> dict[str, float]:
+    """The three stages with their default settings. Returns seconds of each."""
+    seconds = {}
+
+    def timed(name: str, began: float) -> None:
+        seconds[name] = round(time.monotonic() - began, 1)
+        say(f"{engine.kind}: {name} took {seconds[name]} s")
+
+    began = time.monotonic()
+    settings = ingest.Params.model_validate({"source": source})
+    ingest.ingest(settings, engine, logs, out / "ingested", out / "ingest-report")
+    timed("ingest", began)
+    began = time.monotonic()
+    validate.validate(
+        validate.Params(),
+        engine,
+        *(out / name for name in ("ingested", "validated", "quarantine", "validate-report")),
+    )
+    timed("validate", began)
+    began = time.monotonic()
+    featurize.featurize(
+        featurize.Params(), engine, 1, out / "validated", out / "features", out / "featurize-report"
+    )
+    timed("featurize", began)
+    return seconds
+
+
+def compare(one: Path, other: Path) -> dict[str, dict[str, int]]:
+    """Per table: its rows, and those of either side that the other has not as often."""
+    folders = sorted(
+        {path.parent.relative_to(side) for side in (one, other) for path in side.rglob("part-*.parquet")}
+    )
+    found = {}
+    with duckdb.connect() as connection:
+        for folder in folders:
+            ours, theirs = (f"'{side / folder}/part-*.parquet'" for side in (one, other))
+            named = f"SELECT * FROM read_parquet({ours})"
+            # By name: the order of columns is compared by what reads them.
+            against = f"SELECT {_columns(connection, ours)} FROM read_parquet({theirs})"
+            found[str(folder)] = {
+                "rows": _count(connection, named),
+                "only_duckdb": _count(connection, f"{named} EXCEPT ALL {against}"),
+                "only_spark": _count(connection, f"{against} EXCEPT ALL {named}"),
+            }
+    return found
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, files: str) -> str:
+    described = connection.execute(f"DESCRIBE SELECT * FROM read_parquet({files})").fetchall()
+    return ", ".join(f'"{row[0]}"' for row in described)
+
+
+def _count(connection: duckdb.DuckDBPyConnection, query: str) -> int:
+    counted = connection.execute(f"SELECT count(*) FROM ({query})").fetchone()
+    assert counted is not None
+    return int(counted[0])
+
+
+def main() -> int:
+    """0 when both engines gave the same rows."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale.same_rows", description=__doc__)
+    parser.add_argument("--source", choices=("simulated", "kuairand"), default="simulated")
+    parser.add_argument("--data", type=Path, default=Path("data/simulated/logs"), help="folder of its logs")
+    parser.add_argument("--master", default="spark://127.0.0.1:7077")
+    parser.add_argument("--work", type=Path, help="where tables go; default: a temporary folder")
+    options = parser.parse_args()
+    verdict = 1
+
+    def measure(work: Path) -> dict[str, Any]:
+        nonlocal verdict
+        engines = {
+            "duckdb": EngineParams(),
+            "spark": EngineParams(
+                kind="spark",
+                master=options.master,
+                memory_limit_gb=1.0,
+                spark_conf={"spark.sql.shuffle.partitions": 8},
+            ),
+        }
+        seconds = {
+            name: run_stages(options.source, options.data, engine, work / name)
+            for name, engine in engines.items()
+        }
+        tables = compare(work / "duckdb", work / "spark")
+        quantiles = [
+            json.loads((work / name / "features" / "quantiles.json").read_text()) for name in engines
+        ]
+        differing = sum(table["only_duckdb"] + table["only_spark"] for table in tables.values())
+        verdict = 0 if not differing and quantiles[0] == quantiles[1] else 1
+        return {
+            "rows": sum(table["rows"] for table in tables.values()),
+            "differing_rows": differing,
+            "equal_quantiles": quantiles[0] == quantiles[1],
+            "seconds": seconds,
+            "tables": tables,
+        }
+
+    return print_measured("same-rows", measure, options.work) or verdict
+
+
+if __name__ == "__main__":
+    sys.exit(main())
