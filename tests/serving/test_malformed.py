@@ -12,6 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,9 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from live_server import LiveServer
 from schemathesis import GenerationMode
 
+from watchnext.serving.pipeline_events import load_events
+from watchnext.serving.user_store import SqliteUserStore
+
 NEVER_S = 30.0
 """After so long, an answer does not come. Nothing here makes the server wait for as long as it waits for a client."""
 
@@ -28,6 +32,7 @@ OPERATIONS = (
     ("/v1/recommend", "POST"),
     ("/v1/events", "POST"),
     ("/v1/compare", "POST"),
+    ("/v1/videos", "POST"),
     ("/v1/users", "GET"),
 )
 JSON = b"application/json"
@@ -42,7 +47,25 @@ VALID: dict[str, dict[str, Any]] = {
     },
     "/v1/compare": {"user_id": 7, "how_many": 5, "context": {"age_years": 30.0}},
     "/v1/events": {"events": [WATCH]},
+    "/v1/videos": {
+        "added": [{"video_id": 900_001, "channel_id": 1, "topics": ["jazz"], "duration_s": 60.0}],
+        "taken_down": [900_002],
+    },
 }
+
+
+@pytest.fixture(scope="module")
+def server(
+    serving_project: Path, world_tables: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveServer]:
+    """One with a state of its own: what turns out to be valid changes the catalogue."""
+    place = tmp_path_factory.mktemp("malformed") / "users.db"
+    store = SqliteUserStore(place)
+    load_events(world_tables, store)
+    store.close()
+    running = LiveServer(serving_project, "--store", str(place)).wait_until_ready()
+    yield running
+    assert running.end() == 0
 
 
 def test_what_schemathesis_makes_of_the_description(
@@ -123,6 +146,8 @@ def wrong_values(draw: random.Random, path: str) -> bytes:
     if path == "/v1/events":
         body["events"] *= draw.choice([1, 1, 3])
         target = draw.choice([body, body["events"][-1], body["events"][-1]])
+    elif path == "/v1/videos":
+        target = draw.choice([body, body["added"][0], body["added"][0]])
     elif draw.random() < 0.3:
         target = body["context"]
     name = draw.choice([*target, "no such field"])

@@ -10,7 +10,7 @@ import bisect
 import dataclasses
 import datetime
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -748,6 +748,16 @@ class UserHistory:
         instants = self._unclicked_of_video.get(video_id, [])
         number = bisect.bisect_left(instants, to_microseconds(before))
         return instants[number - 1] if number else None
+
+    @property
+    def shown(self) -> Collection[Id]:
+        """Videos with impressions within the logs, at whatever instant."""
+        return self._impressions_of_video.keys()
+
+    @property
+    def watched_channels(self) -> Collection[Id]:
+        """Channels with watches, at whatever instant."""
+        return self._watches_of_channel.keys()
 
     def shown_videos(self, before: Instant) -> list[Id]:
         """Videos that were shown to the user, those of the table `history` included, each once, in no order."""

@@ -256,12 +256,26 @@ class Moment:
     @cached_property
     def impressions_of_videos(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """[N] impressions of each video without a click, and the instant of its last impression, NaN without one."""
-        return _pairs([self.user.impressions_of(one, self.at) for one in self.videos.ids])
+        return _pairs(self._of_some(self.videos.ids, self.user.shown, self.user.impressions_of, (0, None)))
 
     @cached_property
     def watches_of_channels(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """[N] watches of each video's channel, and the end of the last, NaN without one."""
-        return _pairs([self.user.channel_watches(one, self.at) for one in self.videos.channel_ids])
+        channels, user = self.videos.channel_ids, self.user
+        return _pairs(self._of_some(channels, user.watched_channels, user.channel_watches, (0, None)))
+
+    @cached_property
+    def last_unclicked(self) -> npt.NDArray[np.float64]:
+        """[N] the instant of each video's last impression without a click, NaN without one."""
+        user = self.user
+        return np.array(self._of_some(self.videos.ids, user.shown, user.last_unclicked_at, None), np.float64)
+
+    def _of_some(
+        self, ids: Sequence[Any], known: Collection[Any], ask: Callable[[Any, Instant], Any], otherwise: Any
+    ) -> list[Any]:
+        """What `ask` says of each id: most candidates are none that the user has met, and are not asked about."""
+        answers = {one: ask(one, self.at) for one in set(ids).intersection(known)}
+        return [answers.get(one, otherwise) for one in ids]
 
     @cached_property
     def watches_of_topics(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -641,15 +655,7 @@ FEATURES: tuple[Feature, ...] = (
         side="impression",
         meaning="time since the video was last shown to the user without a click, s",
         expression=lambda row: _seconds_sql(row["at"], row[_LAST_UNCLICKED_OF_VIDEO.column]),
-        evaluate=lambda moment: (
-            (
-                moment.at
-                - np.array(
-                    [moment.user.last_unclicked_at(one, moment.at) for one in moment.videos.ids], np.float64
-                )
-            )
-            / _MICROSECONDS
-        ),
+        evaluate=lambda moment: (moment.at - moment.last_unclicked) / _MICROSECONDS,
         reads=(_LAST_UNCLICKED_OF_VIDEO,),
     ),
     Feature(

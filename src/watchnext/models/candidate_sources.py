@@ -745,17 +745,18 @@ def blend(
     total = sum(quotas[name] for name in names)
     wanted = total if wanted is None else wanted
     taken: dict[int, None] = {}
-    places = dict.fromkeys(names, 0)
+    left = {name: iter(lists[name]) for name in names}
     for share in ({name: quotas[name] * wanted // total for name in names}, None):
         for name in names:
-            own = lists[name]
-            added = 0
-            while places[name] < len(own) and len(taken) < wanted and (share is None or added < share[name]):
-                row = int(own[places[name]])
-                places[name] += 1
+            room = wanted - len(taken) if share is None else min(share[name], wanted - len(taken))
+            if room <= 0:
+                continue
+            for row in left[name]:
                 if row >= 0 and row not in taken:
                     taken[row] = None
-                    added += 1
+                    room -= 1
+                    if room == 0:
+                        break
     return list(taken)
 
 

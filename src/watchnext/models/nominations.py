@@ -118,7 +118,7 @@ def nominations(
         quota = quotas.get(name, 0)
         if name in sources and quota > 0 and len(rows):
             best = sources[name].retrieve(requests, quota)[0] if first is None else first[name][:, :quota]
-            nominated[:, place] = (best[of] == rows[:, None]).any(axis=1) & (rows >= 0)
+            nominated[:, place] = _among(best, of, rows) & (rows >= 0)
     _, names = np.nonzero(nominated)
     offsets = np.concatenate([[0], np.cumsum(nominated.sum(axis=1))])
     columns[NOMINATED_BY] = pa.ListArray.from_arrays(
@@ -132,6 +132,16 @@ def nominations(
                 scores = sources[feature.source].score(requests, of, asked).astype(np.float64)
             columns[feature.name] = pa.array(scores, from_pandas=True)
     return columns
+
+
+def _among(
+    best: npt.NDArray[np.int64], of: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Which `rows` [N] are among the best candidates [B, any] of their requests `of` [N]."""
+    if len(best) == 1:
+        first = set(best[0].tolist())
+        return np.array([row in first for row in rows.tolist()], bool)
+    return (best[of] == rows[:, None]).any(axis=1)
 
 
 @dataclass(frozen=True)

@@ -464,6 +464,7 @@ class VideoTable:
         self._topic_codes: dict[str, int] = {}
         if "topics" in known:
             self._table["topics"], self._topic_codes = with_topic_codes(self._table["topics"])
+        self._topics = list(self._topic_codes)  # they are in the order of their codes
         ids = self._table["video_id"]
         self._by_id = Vocabulary("video", ids, np.zeros(len(ids), np.int64))
 
@@ -488,10 +489,32 @@ class VideoTable:
 
     def facts(self, video_id: Id) -> VideoFacts:
         """The facts of a video; all absent for one that the bundle does not know."""
-        place = self._by_id.index_of(video_id) - 1
-        if place < 0:
-            return VideoFacts(video_id)
-        return VideoFacts(**{name: column[place].as_py() for name, column in self._table.items()})
+        return self.facts_of([video_id])[video_id]
+
+    def facts_of(self, video_ids: Iterable[Id]) -> dict[Id, VideoFacts]:
+        """The facts of some videos by id, a column at a time: see `facts`."""
+        places = {video_id: self._by_id.index_of(video_id) - 1 for video_id in video_ids}
+        known = [video_id for video_id, place in places.items() if place >= 0]
+        taken = pa.array([places[video_id] for video_id in known], pa.int64())
+        columns = [self._to_list(column.take(taken)) for column in self._table.values()]
+        facts = {video_id: VideoFacts(video_id) for video_id, place in places.items() if place < 0}
+        for video_id, row in zip(known, zip(*columns, strict=True), strict=True):
+            facts[video_id] = VideoFacts(**dict(zip(self._table, row, strict=True)))
+        return facts
+
+    def _to_list(self, column: pa.Array) -> list[Any]:
+        """`to_pylist`, of numbers and of lists of topics in a fraction of its time."""
+        if pa.types.is_list(column.type) and pa.types.is_dictionary(column.type.value_type):
+            topics, codes = self._topics, column.values.indices.to_numpy(zero_copy_only=False).tolist()
+            ends = column.offsets.to_numpy().tolist()
+            return [
+                [topics[code] for code in codes[begin:end]] if is_known else None
+                for begin, end, is_known in zip(ends, ends[1:], column.is_valid().to_pylist(), strict=False)
+            ]
+        if pa.types.is_primitive(column.type) and column.null_count == 0:
+            numbers: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
+            return numbers
+        return list(column.to_pylist())
 
 
 def as_sources_see(

@@ -303,7 +303,7 @@ class Problem(BaseModel):
 
 def told(answer: Answer) -> dict[str, Any]:
     """A `RecommendResponse` as JSON has it."""
-    facts = answer.served.recommender.videos.facts
+    facts = answer.served.recommender.videos.facts_of(answer.slate.video_ids)
     return {
         "request_id": answer.request_id,
         "user_id": answer.user_id,
@@ -315,7 +315,7 @@ def told(answer: Answer) -> dict[str, Any]:
                 "expected_watch_time_s": video.expected_watch_time_s,
                 "score": video.score,
                 "sources": dict(video.sources),
-                "uploaded_at": _iso(facts(video.video_id).uploaded_at),
+                "uploaded_at": _iso(facts[video.video_id].uploaded_at),
             }
             for position, video in enumerate(answer.slate.videos)
         ],

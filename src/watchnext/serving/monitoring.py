@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from watchnext.serving.events import Event, history_of
 from watchnext.serving.served import Served
-from watchnext.serving.service import Answer, Service, request_context
+from watchnext.serving.service import Answer, Service, facts_among, request_context
 
 log = logging.getLogger("watchnext.serving")
 
@@ -187,7 +187,8 @@ class Monitor:
         if answer.teams is not None or not answer.slate.videos:
             return  # the inputs of a drafted slate are of two versions
         recommender = served.recommender
-        history = history_of(store.events(answer.user_id), recommender.videos.facts)
+        events = store.events(answer.user_id)
+        history = history_of(events, facts_among(events, recommender.videos))
         request = request_context(answer.user_id, answer.at, store.facts(answer.user_id), context)
         inputs = recommender.inputs(history, request, answer.slate.video_ids)
         version = served.version.number

@@ -29,7 +29,7 @@ from watchnext.recommend.recommender import Recommender
 from watchnext.recommend.signature import FACTS
 from watchnext.recommend.state import UserFacts
 from watchnext.serving.events import Event, history_of
-from watchnext.serving.service import HOW_MANY, STATE_UNAVAILABLE, request_context
+from watchnext.serving.service import HOW_MANY, STATE_UNAVAILABLE, facts_among, request_context
 from watchnext.serving.stores import STORE_VARIABLE, is_redis, open_store
 from watchnext.serving.user_store import StoreUnavailableError, UserStore
 
@@ -80,7 +80,7 @@ class BundleModel(PythonModel):
         watched = _given(row.get("watched_video_ids"))
         events, facts, degraded = self._known(user_id) if watched is None else ([], UserFacts(), "")
         history = (
-            history_of(events, self.recommender.videos.facts)
+            history_of(events, facts_among(events, self.recommender.videos))
             if watched is None
             else self._history(self._video_ids(watched, "watched_video_ids"), now)
         )

@@ -8,15 +8,15 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from watchnext.errors import InputError
 from watchnext.features.history import Id
-from watchnext.features.ranking_features import RequestContext
-from watchnext.recommend.recommender import Recommender, Slate, StopWatch
+from watchnext.features.ranking_features import RequestContext, VideoFacts
+from watchnext.recommend.recommender import Recommender, Slate, StopWatch, VideoTable
 from watchnext.recommend.state import UserFacts
 from watchnext.registry import ROLES, Registry, Role
 from watchnext.serving.catalogue import Catalogue
@@ -174,7 +174,7 @@ class Service:
         request_id = request_id or uuid.uuid4().hex
 
         def ask(one: Served, draw: Draw | None = None) -> Slate:
-            history = history_of(events, one.recommender.videos.facts)
+            history = history_of(events, facts_among(events, one.recommender.videos))
             watch.lap("state")
             slate = one.recommender.recommend(history, request, how_many, exclude, draw=draw)
             watch.take(slate.step_ms)
@@ -221,6 +221,11 @@ class Service:
                 answer = replace(answer, degraded="impressions not recorded")
         watch.lap("record")
         return answer
+
+
+def facts_among(events: Sequence[Event], videos: VideoTable) -> Callable[[Id], VideoFacts]:
+    """Facts of the videos that events are about, for `history_of`; looked up together, which takes a fraction."""
+    return videos.facts_of({event.row["video_id"] for event in events if "video_id" in event.row}).__getitem__
 
 
 def load(uri: str, root: Path, store: str) -> Service:
