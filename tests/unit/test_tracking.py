@@ -231,6 +231,14 @@ def test_after_mlruns_is_deleted_everything_begins_anew(tracker: Tracker, projec
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_what_came_from_the_cache_says_so(tracker: Tracker) -> None:
+    parent = tracker.pipeline_run("1-1.00")
+    log(tracker, parent, stage="evaluate")
+    log(tracker, parent, stage="ingest", params={}, from_cache=True)
+    told = [(run["stage"], run["from_cache"], len(run["params"])) for run in tracker.stage_runs(parent)]
+    assert sorted(told) == [("evaluate", False, 1), ("ingest", True, 0)]
+
+
 def test_variation_by_seed_is_of_the_same_settings_on_the_same_data(tracker: Tracker) -> None:
     """Meant to fail with every execution on these data: settings of the gate may differ, those of models may not."""
     data, other = ("data", "a" * 64, "data/validated"), ("data", "b" * 64, "data/validated")
