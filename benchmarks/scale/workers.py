@@ -160,6 +160,7 @@ def work(options: argparse.Namespace) -> None:
         )
 
     own, looked_at = batches(), batches()
+    model.distribute_reduction_method = "first"  # as training.fit does
     train_step = model.make_train_function()
     for _ in range(WARM_UP):
         train_step(own)

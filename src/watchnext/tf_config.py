@@ -5,12 +5,18 @@ TF_CONFIG={"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}, "task": {"
 
 import json
 import os
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from watchnext.console import say
 from watchnext.errors import InputError
 
 VARIABLE = "TF_CONFIG"
+JOIN_LIMIT_S = 600.0
+_SAY_EVERY_S = 30.0
+_POLL_S = 0.5
 _TASKS = ("chief", "worker")
 
 
@@ -33,6 +39,47 @@ class Cluster:
     @property
     def is_chief(self) -> bool:
         return self.index == 0
+
+    def wait_for_all(self, limit_s: float = JOIN_LIMIT_S) -> None:
+        """Wait until every worker listens at its address, and say every now and then for whom.
+
+        TensorFlow waits too, but says nothing, and cannot be interrupted while it does.
+
+        Args:
+            limit_s: after so long it is an error.
+
+        Raises:
+            InputError: this worker's own port is taken.
+            WorkerLost: somebody did not come.
+        """
+        own = self.addresses[self.index]
+        missing = [address for address in self.addresses if address != own]
+        began = said = time.monotonic()
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(_host_and_port(own))
+            except OSError as error:
+                raise InputError(
+                    f"worker {self.index} cannot listen at its address",
+                    where=f"{VARIABLE}, {own}",
+                    offenders=[error],
+                    remedy="end whoever has the port, or give this worker an address of this machine",
+                ) from None
+            listener.listen(len(self.addresses))
+            while missing := [address for address in missing if not _answers(address)]:
+                now = time.monotonic()
+                if now - began > limit_s:
+                    raise WorkerLost(
+                        f"worker {self.index} of {len(self.addresses)} waited {limit_s:.0f} s for the others",
+                        where=VARIABLE,
+                        offenders=[f"nobody listens at {address}" for address in missing],
+                        remedy="start every worker of the cluster, and let each reach the ports of all others",
+                    )
+                if now - said > _SAY_EVERY_S:
+                    said = now
+                    say(f"worker {self.index}: nobody listens yet at {', '.join(missing)}")
+                time.sleep(_POLL_S)
 
     @classmethod
     def from_environment(cls) -> "Cluster | None":
@@ -66,6 +113,27 @@ class Cluster:
         if len(addresses) == 1:
             return None
         return cls(addresses, index + (len(chiefs) if kind == "worker" else 0))
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    try:
+        return host.strip("[]"), int(port)
+    except ValueError:
+        raise InputError(
+            "an address is no host:port",
+            where=VARIABLE,
+            offenders=[address],
+            remedy="for example 10.0.0.1:2222",
+        ) from None
+
+
+def _answers(address: str) -> bool:
+    try:
+        socket.create_connection(_host_and_port(address), timeout=_POLL_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def tf_config(addresses: Sequence[str], index: int) -> str:

@@ -1,7 +1,9 @@
 """Several workers train one model: what one process with the batch of all of them would, and no worker another one."""
 
 import json
+import socket
 import sys
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 
 from watchnext.errors import InputError
 from watchnext.models.workers import Workers
-from watchnext.stages._workers import train_on_loopback
-from watchnext.tf_config import Cluster, tf_config
+from watchnext.stages._workers import free_ports, train_on_loopback
+from watchnext.tf_config import Cluster, WorkerLost, tf_config
 
 PROGRAM = Path(__file__).with_name("training_of_workers.py")
 BATCH_SIZE = 128
@@ -46,7 +48,8 @@ def test_a_step_of_two_workers_is_a_step_of_one_with_both_batches(of_two):
     """
     from training_of_workers import train_ranking
 
-    one = train_ranking(Workers())
+    one, losses = train_ranking(Workers())
+    assert of_two[0]["ranking_losses"] == pytest.approx(losses, rel=1e-4)
     arrays = of_two[0]["arrays"]
     for kind, values in (("weight", one.get_weights()), ("state", one.optimizer.get_weights())):
         assert len(values) == sum(name.startswith(kind) for name in arrays)
@@ -97,3 +100,32 @@ def test_the_chief_comes_first_and_a_worker_without_others_is_alone(monkeypatch)
     assert Cluster.from_environment() is None
     monkeypatch.delenv("TF_CONFIG")
     assert Cluster.from_environment() is None
+
+
+def test_who_does_not_come_is_named(free_ports_of_two):
+    """TensorFlow would wait for an hour without a word."""
+    with pytest.raises(WorkerLost, match="worker 0 of 2 waited 0 s for the others") as caught:
+        Cluster(free_ports_of_two, 0).wait_for_all(limit_s=0.1)
+    assert caught.value.offenders == (f"nobody listens at {free_ports_of_two[1]}",)
+
+
+def test_all_go_on_when_the_last_has_come(free_ports_of_two):
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(Cluster(free_ports_of_two, index).wait_for_all, 60.0) for index in range(2)]
+        # Whoever sees all others closes its door; TensorFlow then opens one of its own there, which the others see.
+        done, rest = wait(waiting, return_when=FIRST_COMPLETED)
+        first = waiting.index(done.pop())
+        host, port = free_ports_of_two[first].split(":")
+        with socket.create_server((host, int(port))):
+            assert [one.result() for one in rest] == [None] * len(rest)
+
+
+def test_a_port_that_is_taken_is_said(free_ports_of_two):
+    host, port = free_ports_of_two[0].split(":")
+    with socket.create_server((host, int(port))), pytest.raises(InputError, match="cannot listen"):
+        Cluster(free_ports_of_two, 0).wait_for_all(limit_s=0.1)
+
+
+@pytest.fixture
+def free_ports_of_two() -> tuple[str, ...]:
+    return tuple(f"127.0.0.1:{port}" for port in free_ports(2))

@@ -66,10 +66,13 @@ def cross_entropy(model: retrieval.RetrievalModel) -> float:
     return float(-(truth * tf.nn.log_softmax(logits).numpy()).sum(axis=1).mean())
 
 
-def train_ranking(workers: Workers) -> ranking.RankingModel:
-    """Every step over all impressions, so that nothing is drawn: what differs is how they are added up."""
+def train_ranking(workers: Workers) -> tuple[ranking.RankingModel, list[float]]:
+    """The model and its loss in each epoch.
+
+    Every step is over all impressions, so that nothing is drawn: what differs is how they are added up.
+    """
     training.start(SEED, deterministic=True, workers=workers)
-    model, _ = ranking.train(
+    model, outcome = ranking.train(
         share(impressions(), workers),
         [
             FeatureSpec("region", "categorical", "region"),
@@ -95,7 +98,7 @@ def train_ranking(workers: Workers) -> ranking.RankingModel:
         matmul_dtype="float32",
         workers=workers,
     )
-    return model
+    return model, [loss for _, loss in outcome.curves["loss"]]
 
 
 def train_retrieval(workers: Workers, batch_size: int, seed: int = SEED) -> retrieval.RetrievalModel:
@@ -126,13 +129,14 @@ def main() -> None:
     """Train both, and store what came of it."""
     folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
     workers = Workers.join()
-    ranker = train_ranking(workers)
+    ranker, losses = train_ranking(workers)
     model = train_retrieval(workers, batch_size)
     arrays = {f"weight-{place}": weight for place, weight in enumerate(ranker.get_weights())}
     arrays |= {f"state-{place}": state for place, state in enumerate(ranker.optimizer.get_weights())}
     np.savez(folder / f"worker-{workers.index}.npz", **arrays)
     told = {
         "digests": [training.weights_digest(one.weights) for one in (ranker, model)],
+        "ranking_losses": losses,
         "cross_entropy": cross_entropy(model),
         "first_negative": int(tf.random.get_global_generator().uniform([], maxval=1 << 30, dtype=tf.int32)),
     }

@@ -346,6 +346,9 @@ def fit(
             first_step=progress.step,
         )
     )
+    if workers.count > 1:
+        # Keras would add up what each step reports over the workers, one exchange for each number.
+        model.distribute_reduction_method = "first"
     train_step = model.make_train_function()
     # Traced before anything is restored: that makes every variable.
     train_step.get_concrete_function(batches)

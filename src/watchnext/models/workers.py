@@ -49,6 +49,7 @@ class Workers:
             say(
                 f"worker {self.index} of {self.count}: waits for the others at {', '.join(cluster.addresses)}"
             )
+            cluster.wait_for_all()
             self._strategy = tf.distribute.MultiWorkerMirroredStrategy(
                 communication_options=tf.distribute.experimental.CommunicationOptions(
                     implementation=tf.distribute.experimental.CommunicationImplementation.RING
