@@ -60,6 +60,9 @@ class QuantileNormalizer(tf.keras.layers.Layer):
         table = np.stack([np.pad(row, ((0, longest - len(row)), (0, 0)), mode="edge") for row in rows])
         self.edges = tf.constant(table[:, :, 0])
         self.table = tf.constant(table)
+        self.run = tf.function(
+            self.call, input_signature=[tf.TensorSpec([None, len(boundaries)], tf.float32)]
+        )
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
         """[num_examples, num_features], NaN = missing -> the same shape, in [0, 1), NaN where missing."""
@@ -520,11 +523,10 @@ def normalize_once(
         names = tower.continuous[side]
         rows = len(examples[names[0]])
         normalized = np.empty((rows, len(names)), np.float32)
-        call = tf.function(normalizer, input_signature=[tf.TensorSpec([None, len(names)], tf.float32)])
         for begin in range(0, rows, batch_size):
             end = min(begin + batch_size, rows)
             values = np.stack([examples[name][begin:end] for name in names], axis=1)
-            normalized[begin:end] = call(tf.constant(values)).numpy()
+            normalized[begin:end] = normalizer.run(tf.constant(values)).numpy()
         arrays[_NORMALIZED + side] = normalized
     return arrays
 
