@@ -17,6 +17,7 @@ from benchmarks.features.logs import SPLIT, write_logs
 from watchnext.console import say
 from watchnext.engine import EngineParams, connect
 from watchnext.features import ranking_features
+from watchnext.features.day_parts import DayParts
 from watchnext.features.history import Logs, make_streams, read_logs, read_once, user_buckets
 from watchnext.features.vocabulary import SPACES
 from watchnext.stages.featurize import Params
@@ -50,14 +51,24 @@ def measure_ours(work: Path, params: EngineParams | None = None) -> float:
         features = declared(logs)
         began = time.perf_counter()
         buckets = user_buckets(logs, Params().events_per_bucket)
+        parts = DayParts(engine, work / "features", buckets=len(buckets))
         for part, own in enumerate(buckets):
             with engine.scope():
                 if len(buckets) > 1:
                     own = read_once(engine, own)
                 streams = make_streams(engine, own)
                 ranking_features.write_ranking_examples(
-                    engine, own, streams, SPLIT, features, work / "features", pageless=frozenset(), part=part
+                    engine,
+                    own,
+                    streams,
+                    SPLIT,
+                    features,
+                    work / "features",
+                    pageless=frozenset(),
+                    part=part,
+                    parts=parts,
                 )
+        parts.finish()
         return time.perf_counter() - began
 
 

@@ -121,7 +121,10 @@ def _train(work: Path) -> tuple[Path, Path]:
     )
     params = config.load_section("train_retrieval", train_retrieval.Params)
     training = config.load_section("training", TrainingParams)
-    train_retrieval.train_retrieval(params, training, seed, features, model, work / "report-train")
+    start = work / "start"
+    start.mkdir(exist_ok=True)
+    (start / "manifest.json").write_text('{"origin": null}', encoding="utf-8")
+    train_retrieval.train_retrieval(params, training, seed, features, start, model, work / "report-train")
     return model, features
 
 

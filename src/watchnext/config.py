@@ -21,6 +21,7 @@ STAGES = (
     "ingest",
     "validate",
     "featurize",
+    "choose_start",
     "train_retrieval",
     "build_index",
     "nominate",

@@ -134,7 +134,9 @@ class Project:
                 found = wait_for(partial(self._stage_process, dvc.pid, stage), f"{stage} under {command}")
                 # Into the middle of its work: past its imports, while an output is half written; or, where the work
                 # is on the registry, a second into it.
-                ends = time.monotonic() + (1.0 if stage in ("promote", "compare_shadow") else 20.0)
+                ends = time.monotonic() + (
+                    1.0 if stage in ("choose_start", "promote", "compare_shadow") else 20.0
+                )
                 while time.monotonic() < ends and dvc.poll() is None and not self.half_written():
                     time.sleep(0.002)
                 if dvc.poll() is None:

@@ -20,6 +20,7 @@ STAGES_BEFORE_RANKING = (
     "build_index",
     "nominate",
 )
+"""Of these, and `choose_start`, which runs each time and has nothing to do."""
 
 
 def ran(printed: str) -> list[str]:
@@ -58,12 +59,12 @@ def test_one_parent_run_with_a_child_for_every_stage(finished: Project) -> None:
             assert evaluate["metrics"][name] == pytest.approx(value)
 
 
-def test_a_second_repro_runs_nothing_but_two_looks_at_the_registry(copy_of_finished: Project) -> None:
+def test_a_second_repro_runs_nothing_but_three_looks_at_the_registry(copy_of_finished: Project) -> None:
     project = copy_of_finished
     before = project.digests("data", "reports", "metrics"), project.status(), len(project.runs())
     printed = project.run("dvc", "repro")
-    assert ran(printed) == ["promote", "compare_shadow"]
-    assert printed.count("nothing to do") == 2
+    assert ran(printed) == ["choose_start", "promote", "compare_shadow"]
+    assert printed.count("nothing to do") == 3
     assert (project.digests("data", "reports", "metrics"), project.status(), len(project.runs())) == before
 
 
@@ -82,7 +83,7 @@ def test_a_changed_ranking_parameter_reruns_nothing_upstream_and_cached_stages_s
     new = [run for run in project.runs() if run["id"] not in first]
     assert sorted(run["name"] for run in new if run["parent"]) == sorted(config.STAGES)
     cached = {run["name"] for run in new if run["tags"].get("watchnext.from_cache") == "true"}
-    assert cached == set(STAGES_BEFORE_RANKING)
+    assert cached == {*STAGES_BEFORE_RANKING, "choose_start"}
     roles = project.roles()
     verdicts = project.metrics("promote")["verdict"], project.metrics("compare_shadow")["verdict"]
     expected = {
@@ -126,7 +127,7 @@ def test_without_mlruns_the_cached_bundle_is_registered_anew(copy_of_finished: P
     bundle = project.digests("data/bundle")
     shutil.rmtree(project.root / "mlruns")
     printed = project.run("dvc", "repro")
-    assert ran(printed) == ["promote", "compare_shadow"]
+    assert ran(printed) == ["choose_start", "promote", "compare_shadow"]
     assert project.digests("data/bundle") == bundle
     (model,) = project.status()
     assert model["roles"]["champion"] is not None

@@ -34,9 +34,12 @@ def run_model_stages(root: Path, tables: Path, features: Path, *, epochs: int, b
     retrieval, index, sources, ranking = (
         root / name for name in ("retrieval", "index", "sources", "ranking")
     )
+    start = root / "start"
+    start.mkdir(parents=True)
+    (start / "manifest.json").write_text('{"origin": null}', encoding="utf-8")
     return {
         "train_retrieval": train_retrieval(
-            RetrievalParams(epochs=epochs, embedding_dim=8), training, 1, features, retrieval,
+            RetrievalParams(epochs=epochs, embedding_dim=8), training, 1, features, start, retrieval,
             reports / "train_retrieval",
         ),
         "build_index": build_index(

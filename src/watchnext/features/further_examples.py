@@ -14,9 +14,10 @@ from pathlib import Path
 import ibis
 import ibis.expr.types as ir
 
-from watchnext.data.split import SplitDays
+from watchnext.data.split import SplitDays, local_day
 from watchnext.engine import Engine
 from watchnext.features.batches import FeatureSpec
+from watchnext.features.day_parts import EarlierDays
 from watchnext.features.history import BEFORE_LOGS_AT, Logs, Stream, Streams
 from watchnext.features.retrieval_examples import (
     HISTORY_BAG,
@@ -24,8 +25,10 @@ from watchnext.features.retrieval_examples import (
     Input,
     choose_training,
     evaluate_inputs,
+    examples_since,
     inputs_named,
     retrieval_examples,
+    take_examples,
     with_example_age,
 )
 
@@ -159,6 +162,7 @@ def write_further_examples(
     seed: int,
     examples_per_user: int | None,
     part: int,
+    earlier: EarlierDays | None = None,
 ) -> dict[str, int]:
     """Store the examples of some users as part `part` of `retrieval_examples/history` and `retrieval_examples/shown`.
 
@@ -174,6 +178,7 @@ def write_further_examples(
         seed: of the run.
         examples_per_user: of each of the two, at most; None: all of them.
         part: number of these users' bucket.
+        earlier: days whose examples of `shown` are taken from an earlier run.
 
     Returns:
         retrieval_examples_<name> -> rows.
@@ -188,7 +193,17 @@ def write_further_examples(
     def held_out(labels: ir.Table) -> ir.Table:
         return held_out_examples(engine, logs, streams, labels, inputs)
 
-    seen = retrieval_examples(engine, logs.tables, streams, of_logs, inputs)
+    stored = earlier.examples(engine, ["shown"]) if earlier is not None else []
+    if earlier is None or not stored:
+        seen = retrieval_examples(engine, logs.tables, streams, of_logs, inputs)
+    else:
+        of_logs = engine.materialize(of_logs.mutate(day=local_day(of_logs.watched_at, logs.time_zone)))
+        # What `history` has is given the instant of the first event.
+        stored = [one.filter(engine.microseconds(one.watched_at) > begin_at) for one in stored]
+        taken = take_examples(engine, of_logs, stored, earlier.before)
+        missing = of_logs.anti_join(taken, ["user_id", "video_id", "watched_at"])
+        made = examples_since(engine, logs, streams, missing, inputs, before=earlier.before)
+        seen = made.union(taken.select(*made.columns)).drop("day")
     examples = {
         "history": held_out(watched),
         "shown": seen.union(held_out(shown.filter(~shown.in_logs).drop("in_logs")).select(*seen.columns)),

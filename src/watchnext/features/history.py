@@ -402,12 +402,14 @@ def as_of(engine: Engine, points: ir.Table, streams: Streams, quantities: Iterab
     for one in dict.fromkeys(counted):
         by_key.setdefault(one.by, []).append(one)
     asked = points = engine.materialize(points)
+    # What lies before every point has one state for all of them: of a new day after a month of logs, nearly everything.
+    since = asked["at"].min().to_pyarrow().as_py()
     for by, group in by_key.items():
         # Of `asked`, since what has been joined to `points` by now would be joined once more to find its keys.
         if TOPIC in by:
-            state, keys = _over_topics(engine, asked, streams, by, group), [*_VIDEO_OF_USER, "at"]
+            state, keys = _over_topics(engine, asked, streams, by, group, since), [*_VIDEO_OF_USER, "at"]
         else:
-            state, keys = _running(asked, streams, by, group), [*by, "at"]
+            state, keys = _running(asked, streams, by, group, since), [*by, "at"]
         points = points.left_join(state, keys).select(points, *(state[one.column] for one in group))
         # A projection of its own: Ibis cannot join further on a column computed within a join.
         points = points.mutate(
@@ -416,7 +418,7 @@ def as_of(engine: Engine, points: ir.Table, streams: Streams, quantities: Iterab
     for one in wanted:
         if one.kind == "last":
             points = _with_last(points, streams, one)
-    return _with_recent(engine, points, streams, [one for one in wanted if one.kind == "recent"])
+    return _with_recent(engine, points, streams, [one for one in wanted if one.kind == "recent"], since)
 
 
 def _counted(one: AsOf) -> AsOf:
@@ -430,20 +432,30 @@ _VIDEO_OF_USER = ("user_id", "video_id")
 
 
 def _over_topics(
-    engine: Engine, points: ir.Table, streams: Streams, by: tuple[str, ...], group: Sequence[AsOf]
+    engine: Engine,
+    points: ir.Table,
+    streams: Streams,
+    by: tuple[str, ...],
+    group: Sequence[AsOf],
+    since: int | None,
 ) -> ir.Table:
     """The greatest over the topics of a video: user_id, video_id, at, one column each; a row where there is a topic."""
     keys = [*_VIDEO_OF_USER, "at"]
     pairs = points.select(keys).distinct().inner_join(streams.tables["topics_of_videos"], "video_id")
     # Kept, or DuckDB joins the quantities to the topics of all videos before it looks for who was shown which.
     pairs = engine.materialize(pairs.select(*keys, TOPIC))
-    state = _running(pairs, streams, by, group)
+    state = _running(pairs, streams, by, group, since)
     found = pairs.inner_join(state, [*by, "at"]).select(*keys, *(state[one.column] for one in group))
     return found.group_by(keys).aggregate(**{one.column: found[one.column].max() for one in group})
 
 
-def _running(points: ir.Table, streams: Streams, by: tuple[str, ...], group: Sequence[AsOf]) -> ir.Table:
-    """Running quantities of one key at the instants of `points`: by, at, one column each; key instants unique."""
+def _running(
+    points: ir.Table, streams: Streams, by: tuple[str, ...], group: Sequence[AsOf], since: int | None
+) -> ir.Table:
+    """Running quantities of one key at the instants of `points`: by, at, one column each; key instants unique.
+
+    No point lies before `since`: of each key, the events before it go in as one row, without a window.
+    """
     keys = [*by, "at"]
     none = ibis.null("int64")
     parts = [
@@ -460,13 +472,26 @@ def _running(points: ir.Table, streams: Streams, by: tuple[str, ...], group: Seq
             for one in group
             if one.stream == stream
         }
-        parts.append(
-            events.select(
-                *keys,
-                ibis.literal(False).name("asked"),
-                *(own.get(one.column, none).name(one.column) for one in group),
-            )
+        rows = events.select(
+            *keys,
+            ibis.literal(False).name("asked"),
+            *(own.get(one.column, none).name(one.column) for one in group),
         )
+        if since is None:
+            parts.append(rows)
+            continue
+        before = rows.filter(rows["at"] < since)
+        folded = before.group_by(list(by)).aggregate(
+            before["at"].max().name("at"),
+            *(
+                (before[one.column].max() if one.kind == "last_at" else before[one.column].sum())
+                .cast("int64")
+                .name(one.column)
+                for one in group
+            ),
+        )
+        folded = folded.mutate(asked=ibis.literal(False)).select(*rows.columns)
+        parts += [rows.filter(rows["at"] >= since), folded]
     together = ibis.union(*parts)
     together = together.filter([together[name].notnull() for name in by])
     # One row per key and instant, so that "all rows before" cannot hold a tie.
@@ -502,12 +527,14 @@ def _with_last(points: ir.Table, streams: Streams, one: AsOf) -> ir.Table:
     return points.left_join(values, keys).select(points, values["last"].name(one.column))
 
 
-def _with_recent(engine: Engine, points: ir.Table, streams: Streams, wanted: Sequence[AsOf]) -> ir.Table:
+def _with_recent(
+    engine: Engine, points: ir.Table, streams: Streams, wanted: Sequence[AsOf], since: int | None
+) -> ir.Table:
     for one in wanted:
         length = max(
             other.length for other in wanted if (other.stream, other.measure) == (one.stream, one.measure)
         )
-        blocks = _blocks(engine, streams, one, length)
+        blocks = _blocks(engine, streams, one, length, since)
         number = points[_counted(one).column]
         points = points.mutate(block=((number - 1 + length) // length).cast("int64"))
         joined = points.left_join(blocks, ["user_id", "block"])
@@ -520,10 +547,11 @@ def _with_recent(engine: Engine, points: ir.Table, streams: Streams, wanted: Seq
     return points
 
 
-def _blocks(engine: Engine, streams: Streams, one: AsOf, length: int) -> ir.Table:
+def _blocks(engine: Engine, streams: Streams, one: AsOf, length: int, since: int | None) -> ir.Table:
     """A user's events in blocks of `length`, so that any `length` events in a row lie in a block and the one before.
 
-    A list after every event would hold each value `length` times.
+    A list after every event would hold each value `length` times. No point lies before `since`: blocks that only points
+    before it would read are left out.
 
     Returns:
         user_id, block (int64 from 1), values (list: of the block before and of this one, oldest first), first
@@ -532,9 +560,14 @@ def _blocks(engine: Engine, streams: Streams, one: AsOf, length: int) -> ir.Tabl
     events = streams.tables[one.stream]
     order = ibis.window(group_by="user_id", order_by=list(Streams.order[one.stream]))
     assert one.measure is not None
-    events = events.select(
-        "user_id", value=events[one.measure], place=ibis.row_number().over(order).cast("int64")
-    )
+    place = ibis.row_number().over(order).cast("int64")
+    if since is None:
+        events = events.select("user_id", value=events[one.measure], place=place)
+    else:
+        early = (events["at"] < since).cast("int64").sum().over(ibis.window(group_by="user_id"))
+        events = events.select("user_id", value=events[one.measure], place=place, early=early.cast("int64"))
+        # The first point reads at most `length` events before it: of the block that they end in, and of the one before.
+        events = events.filter(events.place >= ((events.early - 1) // length - 1) * length).drop("early")
     events = events.mutate(block=(events.place // length + 1).cast("int64"))
     blocks = events.group_by(["user_id", "block"]).aggregate(own=engine.collect(events.value, events.place))
     before = blocks.own.lag().over(ibis.window(group_by="user_id", order_by="block"))

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from watchnext import schema
 from watchnext.data.split import SplitDays, days_between
 from watchnext.engine import Engine
 from watchnext.features.batches import OPENING, PAGED_SHARE, Column, FeatureSpec, Kind, Vocabulary
+from watchnext.features.day_parts import DayParts
 from watchnext.features.history import (
     TOPIC,
     AsOf,
@@ -1078,8 +1079,9 @@ def write_ranking_examples(
     *,
     pageless: frozenset[datetime.date],
     part: int,
-) -> dict[str, int]:
-    """Store the examples of some users as part `part` of every split.
+    parts: DayParts,
+) -> None:
+    """Store the examples of some users as `ranking_examples`, see `DayParts`.
 
     Args:
         engine: the engine that holds the tables.
@@ -1087,27 +1089,28 @@ def write_ranking_examples(
         streams: their events.
         split: which days.
         features: which.
+        features_dir: holds `video_statistics`.
         pageless: days whose logs know no pages, see `days_without_pages`: a split of such days alone gets the
             OPENING columns.
-        features_dir: holds `video_statistics`, gets `ranking_examples/<split>`.
         part: number of these users' bucket.
-
-    Returns:
-        ranking_examples_<split> -> rows.
+        parts: writes them.
     """
     statistics = engine.read(features_dir / "video_statistics")
-    prepared = ranking_tables(
-        engine, logs.tables, streams, statistics, statistics_days(split), features, pageless
-    )
-    return {
-        f"ranking_examples_{name}": engine.write(
-            prepared.between(first, last, openings=pageless.issuperset(days_between(first, last))),
-            features_dir / "ranking_examples" / name,
-            sort_by=["shown_at", "request_id", "video_id"],
-            part=part,
+    impressions = logs.tables["impressions"]
+    tables = {**logs.tables, "impressions": parts.to_make(impressions)}
+    prepared = ranking_tables(engine, tables, streams, statistics, statistics_days(split), features, pageless)
+    for name, (first, last) in day_ranges(split).items():
+        days = days_between(first, last)
+        openings = pageless.issuperset(days)
+        parts.write(
+            "ranking_examples",
+            name,
+            days,
+            partial(prepared.between, openings=openings),
+            ("shown_at", "request_id", "video_id"),
+            part,
+            without="" if openings else OPENING,
         )
-        for name, (first, last) in day_ranges(split).items()
-    }
 
 
 def describe_inputs(examples: ir.Table, features: Sequence[Feature]) -> list[dict[str, Any]]:

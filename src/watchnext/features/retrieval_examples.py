@@ -4,7 +4,8 @@ Labels are completed watches of every origin, not only those that a recommendati
 number of examples per user keeps the most active users from ruling the loss.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,10 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from watchnext import schema
-from watchnext.data.split import SplitDays
+from watchnext.data.split import SplitDays, days_between
 from watchnext.engine import Engine
 from watchnext.features.batches import FeatureSpec
+from watchnext.features.day_parts import DayParts, EarlierDays
 from watchnext.features.history import AsOf, Logs, Streams, UserHistory, as_of, before_logs_at, day_ranges
 from watchnext.features.ranking_features import RequestContext
 
@@ -400,6 +402,7 @@ def write_retrieval_examples(
     examples_per_user: int | None,
     which_labels: Labels = "all",
     part: int,
+    earlier: EarlierDays | None = None,
 ) -> dict[str, int]:
     """Store the examples of some users as part `part` of every split.
 
@@ -415,6 +418,7 @@ def write_retrieval_examples(
         examples_per_user: of training; None: all of them.
         which_labels: of training.
         part: number of these users' bucket.
+        earlier: days whose examples are taken from an earlier run.
 
     Returns:
         retrieval_examples_<split> -> rows.
@@ -430,19 +434,95 @@ def write_retrieval_examples(
     held_out = labels.filter(
         labels.day.isin([day for name, (day, _) in ranges.items() if name != "training"])
     )
-    examples = retrieval_examples(engine, logs.tables, streams, chosen.union(held_out), inputs)
+    taken = {}
+    if earlier is None:
+        made = retrieval_examples(engine, logs.tables, streams, chosen.union(held_out), inputs)
+    else:
+        taken = {
+            "training": _taken(engine, chosen, earlier, ranges),
+            "held out": _taken(engine, held_out, earlier, [name for name in ranges if name != "training"]),
+        }
+        missing = [
+            labels.anti_join(rows, _KEY) if rows is not None else labels
+            for labels, rows in ((chosen, taken["training"]), (held_out, taken["held out"]))
+        ]
+        made = examples_since(
+            engine, logs, streams, missing[0].union(missing[1]), inputs, before=earlier.before
+        )
     rows = {}
     for name, (first, last) in ranges.items():
-        of_split = examples.filter(examples.day.between(first, last))
+        of_split = made.filter(made.day.between(first, last))
         if name != "training":
             of_split = with_what_was_met(engine, of_split, logs.tables)
+        known = taken.get("training" if name == "training" else "held out")
+        if known is not None:
+            some = known.filter(known.day.between(first, last))
+            of_split = of_split.union(some.select(*of_split.columns))
         rows[f"retrieval_examples_{name}"] = engine.write(
             with_example_age(of_split, newest_at if name == "training" else None),
             features_dir / "retrieval_examples" / name,
-            sort_by=["watched_at", "user_id", "video_id"],
+            sort_by=_ORDER,
             part=part,
         )
     return rows
+
+
+_KEY = ("user_id", "video_id", "watched_at")
+_ORDER = ("watched_at", "user_id", "video_id")
+
+
+def _taken(engine: Engine, labels: ir.Table, earlier: EarlierDays, splits: Iterable[str]) -> ir.Table | None:
+    """Those of `labels` that an earlier run made the examples of, as `retrieval_examples` would; None: there are none.
+
+    Examples of training lack what held-out days have beside, which `splits` of held-out days alone do not.
+    """
+    stored = earlier.examples(engine, splits)
+    return take_examples(engine, labels, stored, earlier.before) if stored else None
+
+
+def take_examples(
+    engine: Engine, labels: ir.Table, stored: Sequence[ir.Table], before: datetime.date
+) -> ir.Table:
+    """Those of `labels` from days before `before` that are among the stored examples, with their columns.
+
+    Args:
+        engine: the engine that holds the tables.
+        labels: user_id, video_id, watched_at, `at` and `day`, and more.
+        stored: examples as they are stored; of columns that not all of them have, none is taken.
+        before: the first day of which nothing is taken.
+    """
+    common = [name for name in stored[0].columns if all(name in one.columns for one in stored)]
+    examples = ibis.union(*(one.select(*common) for one in stored)) if len(stored) > 1 else stored[0]
+    some = labels.filter(labels.day < before).select(*_KEY, "at", "day")
+    return engine.materialize(examples.inner_join(some, _KEY).select(examples, some["at"], some.day))
+
+
+def examples_since(
+    engine: Engine,
+    logs: Logs,
+    streams: Streams,
+    labels: ir.Table,
+    inputs: Sequence[FeatureSpec],
+    *,
+    before: datetime.date,
+) -> ir.Table:
+    """`retrieval_examples` of labels nearly all of which are from `before` on.
+
+    The few from days before it (their video is new to the vocabulary) are made apart, from the events of their users
+    alone: with them among the points, what lies before all points would be next to nothing.
+    """
+    labels = engine.materialize(labels)
+    late = labels.filter(labels.day < before)
+    made = retrieval_examples(engine, logs.tables, streams, labels.filter(labels.day >= before), inputs)
+    users = engine.materialize(late.select("user_id").distinct())
+    if not users.count().to_pyarrow().as_py():
+        return made
+    own = {
+        name: engine.materialize(table.semi_join(users, "user_id")) if "user_id" in table.columns else table
+        for name, table in streams.tables.items()
+    }
+    rest = retrieval_examples(engine, logs.tables, Streams(own), late, inputs)
+    return made.union(rest.select(*made.columns))
 
 
 def write_ranking_requests(
@@ -451,34 +531,31 @@ def write_ranking_requests(
     streams: Streams,
     split: SplitDays,
     inputs: Sequence[FeatureSpec],
-    features_dir: Path,
     *,
     part: int,
-) -> dict[str, int]:
+    parts: DayParts,
+) -> None:
     """Store what the query tower would have been asked when impressions were shown: scores of impressions need it.
 
     One row per user and instant of an impression: user_id, shown_at and the inputs as they are when serving, in
-    `ranking_requests/<split>`.
-
-    Returns:
-        ranking_requests_<split> -> rows.
+    `ranking_requests`, see `DayParts`.
     """
-    impressions = logs.tables["impressions"]
+    impressions = parts.to_make(logs.tables["impressions"])
     points = impressions.select("user_id", "shown_at", "day", at=engine.microseconds(impressions.shown_at))
     points = engine.materialize(points.distinct())
     state = inputs_at(engine, logs.tables, streams, points.select("user_id", "at").distinct(), inputs)
     added = [state[name] for name in state.columns if name not in ("user_id", "at")]
     requests = points.inner_join(state, ["user_id", "at"]).select(points, *added)
     requests = engine.materialize(requests.drop("at"))
-    return {
-        f"ranking_requests_{name}": engine.write(
-            requests.filter(requests.day.between(first, last)).drop("day"),
-            features_dir / "ranking_requests" / name,
-            sort_by=["shown_at", "user_id"],
-            part=part,
+    for name, (first, last) in day_ranges(split).items():
+        parts.write(
+            "ranking_requests",
+            name,
+            days_between(first, last),
+            lambda first, last: requests.filter(requests.day.between(first, last)).drop("day"),
+            ("shown_at", "user_id"),
+            part,
         )
-        for name, (first, last) in day_ranges(split).items()
-    }
 
 
 def newest_label_at(engine: Engine, training: Mapping[str, ir.Table]) -> int:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+from watchnext.console import say
 from watchnext.errors import InputError
 from watchnext.features.batches import UNWATCHED_LABEL, FeatureSpec
 from watchnext.models import training
@@ -33,6 +35,7 @@ from watchnext.models.towers import (
     save_signature,
     serving_specs,
 )
+from watchnext.models.warm_start import WarmStart
 from watchnext.models.workers import ALONE, Workers
 
 HISTORY = "history"
@@ -295,6 +298,8 @@ def train(
     where: str = "train_retrieval",
     checkpoints: Checkpoints | None = None,
     workers: Workers = ALONE,
+    start: WarmStart | None = None,
+    ids: Mapping[str, pa.Array] | None = None,
 ) -> tuple[RetrievalModel, training.Training]:
     """Train candidate generation.
 
@@ -332,9 +337,12 @@ def train(
         where: named in errors and progress.
         checkpoints: see `training.fit`.
         workers: who trains together, see `training.fit`.
+        start: weights that training begins with in place of random ones.
+        ids: id space -> [V] ids of its vocabulary, by which `start` finds its rows.
 
     Raises:
-        InputError: there are no examples, an example's label is not in the vocabulary, or the loss became NaN.
+        InputError: there are no examples, an example's label is not in the vocabulary, the loss became NaN, or `start`
+            is of another network.
     """
     shards = Shards.of(examples)
     num_candidates = vocabulary_sizes["video"]
@@ -385,6 +393,14 @@ def train(
             estimator=estimator,
         )
         model.compile(optimizer=adagrad(learning_rate))
+
+    def begin() -> None:
+        if start is not None:
+            found = start.apply(model, ids or {}, where)
+            say(
+                f"{where}: begins with the weights of {start.origin}, which know {found:,} of {num_candidates:,} videos"
+            )
+
     wanted = [spec.name for spec in features] + ["label"]
     wanted += [name for name in (USER, UNWATCHED_LABEL) if name in shards.names]
     outcome = training.fit(
@@ -401,6 +417,7 @@ def train(
         checkpoints=checkpoints,
         averaged_passes=averaged_passes,
         workers=workers,
+        begin=begin,
     )
     return model, outcome
 

@@ -214,6 +214,10 @@ class _Adagrad(tf.keras.optimizers.legacy.Adagrad):
         return self._resource_apply_sparse(grad, handle, unique, **kwargs)
 
 
+INITIAL_ACCUMULATOR = 2e-7
+"""What Adagrad's accumulators begin with, see `adagrad`."""
+
+
 def adagrad(learning_rate: float) -> tf.keras.optimizers.Optimizer:
     """Adagrad, which touches only the embedding rows of a batch, for losses that are means over the batch.
 
@@ -222,7 +226,7 @@ def adagrad(learning_rate: float) -> tf.keras.optimizers.Optimizer:
     A row's gradient is then of the order of 1 / batch_size, its square far below Keras's initial accumulator of
     0.1: with that, Adagrad is plain gradient descent with a tiny step, and the model stops at popularity.
     """
-    return _Adagrad(learning_rate, initial_accumulator_value=2e-7, epsilon=0.0)
+    return _Adagrad(learning_rate, initial_accumulator_value=INITIAL_ACCUMULATOR, epsilon=0.0)
 
 
 def serving_specs(features: Sequence[FeatureSpec]) -> dict[str, tf.TensorSpec]:

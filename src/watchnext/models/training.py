@@ -294,6 +294,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     averaged_passes: float = 0.0,
     workers: Workers = ALONE,
+    begin: Callable[[], None] = lambda: None,
 ) -> Training:
     """Train a compiled model until the tuning day stops improving, and keep the best epoch's weights.
 
@@ -318,6 +319,8 @@ def fit(
         workers: who trains this model, made within their scope, together. `examples` are then those of this one, a
             step goes over `batch_size` of each, a pass ends where the first of them is through, and the chief alone
             evaluates.
+        begin: called once before the first step, when every variable of model and optimizer exists, and not where a
+            checkpoint is gone on from: gives them other values than their initial ones.
 
     Raises:
         InputError: the loss, or a weight, is no longer a number. The last checkpoint from before stays. Or the weights of
@@ -352,6 +355,8 @@ def fit(
     train_step = model.make_train_function()
     # Traced before anything is restored: that makes every variable.
     train_step.get_concrete_function(batches)
+    if resumed_step is None:
+        begin()
     state = {"model": model, "optimizer": model.optimizer, "generator": tf.random.get_global_generator()}
     average = WeightAverage(model.weights, passes=averaged_passes, steps=steps) if averaged_passes else None
     if average is not None:

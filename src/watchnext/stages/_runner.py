@@ -11,6 +11,7 @@ A stage is a plain function named after its module. Its signature says what it n
 * parameters annotated with a settings section get it, checked (`params` is the stage's own); `seed` gets the seed.
 * `pipeline_run` gets a function that returns the id of this pipeline execution's MLflow run, made on first call.
 * `previous_metrics` gets the metrics of the last run whose outputs are all still there, or None.
+* `earlier_NAME` gets the output `out_NAME` of the last run whose outputs are all still there, or None.
 * `checkpoints` gets a folder outside of all outputs, which DVC does not clear away: what a killed stage left there
   it finds again. It is removed when the outputs are in place.
 
@@ -155,6 +156,9 @@ def run(call: Call, tracker: Tracker, execution_id: str) -> Metrics | None:
         arguments["pipeline_run"] = lambda: tracker.pipeline_run(execution_id)
     if "previous_metrics" in inspect.signature(call.function).parameters:
         arguments["previous_metrics"] = _previous_metrics(call)
+    for name in inspect.signature(call.function).parameters:
+        if name.startswith("earlier_"):
+            arguments[name] = _earlier_output(call, f"out_{name.removeprefix('earlier_')}")
     checkpoints = CHECKPOINTS_DIR / call.stage
     if "checkpoints" in inspect.signature(call.function).parameters:
         arguments["checkpoints"] = checkpoints
@@ -264,6 +268,10 @@ def _previous_metrics(call: Call) -> Metrics | None:
     if not all(path.exists() for path in (call.metrics_path, *call.outputs.values())):
         return None
     return json.loads(call.metrics_path.read_text(encoding="utf-8"))
+
+
+def _earlier_output(call: Call, output: str) -> Path | None:
+    return call.outputs[output] if _previous_metrics(call) is not None else None
 
 
 def _curves(report: Path | None) -> dict[str, list[list[float]]]:

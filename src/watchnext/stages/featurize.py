@@ -11,9 +11,16 @@ from watchnext.config import Section
 from watchnext.console import say, track
 from watchnext.data.split import SplitDays, days_between, rows_per_day, split_days, whole_days
 from watchnext.engine import EngineParams, connect
-from watchnext.features import further_examples, quantiles, ranking_features, retrieval_examples, vocabulary
+from watchnext.features import (
+    day_parts,
+    further_examples,
+    quantiles,
+    ranking_features,
+    retrieval_examples,
+    vocabulary,
+)
 from watchnext.features.batches import write_manifest
-from watchnext.features.history import make_streams, read_logs, read_once, user_buckets
+from watchnext.features.history import day_ranges, make_streams, read_logs, read_once, user_buckets
 
 
 class VocabularySizes(Section):
@@ -50,11 +57,15 @@ def featurize(
     tables: Path,
     out_features: Path,
     out_report: Path,
+    earlier_features: Path | None = None,
     *,
     split: SplitDays | None = None,
     openings_in_training: bool = False,
 ) -> dict[str, float | int | str]:
     """Make the features of `tables`.
+
+    Examples of days that are in `earlier_features`, made from the same events, facts and settings, are taken from there;
+    what comes of it is, to the byte, what comes of making them all.
 
     `split` says which days train and judge; None leaves that to `split_days`, as the pipeline does. With
     `openings_in_training`, training examples without pages get their OPENING columns, too.
@@ -103,6 +114,29 @@ def featurize(
         rows: Counter[str] = Counter()
         # Spark cuts by users itself, and its buckets would only wait for each other.
         buckets = [logs] if opened.kind == "spark" else user_buckets(logs, params.events_per_bucket)
+        ranges = day_ranges(split)
+        wanted = [day for span in ranges.values() for day in days_between(*span)]
+        made_by, digests, earlier = "", {}, None
+        if opened.kind == "duckdb":
+            made_by = day_parts.recipe(
+                logs,
+                {
+                    "seed": seed,
+                    "featurize": params.model_dump(exclude={"events_per_bucket"}),
+                    "first_day": wanted[0],
+                    "retrieval": [spec.name for spec in inputs],
+                    "ranking": [feature.name for feature in features],
+                },
+            )
+            digests = day_parts.day_digests(opened, logs)
+            earlier = day_parts.find_earlier(earlier_features, made_by, digests, wanted)
+        parts = day_parts.DayParts(opened, out_features, buckets=len(buckets), earlier=earlier)
+        if earlier is not None:
+            left = [day for day in wanted if day >= earlier.before]
+            say(
+                f"featurize: {len(wanted) - len(left)} days are as they were, and so are their examples; made are those of "
+                + (f"{left[0]} to {left[-1]}" if left else "none")
+            )
         for part, own in enumerate(track(buckets, "featurize: users in buckets")):
             with opened.scope():
                 if len(buckets) > 1:
@@ -122,13 +156,12 @@ def featurize(
                             examples_per_user=params.examples_per_user,
                             which_labels=params.labels,
                             part=part,
+                            earlier=earlier,
                         )
                     )
                 with opened.scope():
-                    rows.update(
-                        retrieval_examples.write_ranking_requests(
-                            opened, own, streams, split, inputs, out_features, part=part
-                        )
+                    retrieval_examples.write_ranking_requests(
+                        opened, own, streams, split, inputs, part=part, parts=parts
                     )
                 with opened.scope():
                     rows.update(
@@ -144,13 +177,23 @@ def featurize(
                             seed=seed,
                             examples_per_user=params.examples_per_user,
                             part=part,
+                            earlier=earlier,
                         )
                     )
-                rows.update(
-                    ranking_features.write_ranking_examples(
-                        opened, own, streams, split, features, out_features, pageless=pageless, part=part
-                    )
+                ranking_features.write_ranking_examples(
+                    opened,
+                    own,
+                    streams,
+                    split,
+                    features,
+                    out_features,
+                    pageless=pageless,
+                    part=part,
+                    parts=parts,
                 )
+        rows.update(parts.finish())
+        if made_by:
+            day_parts.write_days(out_features, made_by, digests)
         examples = opened.read(out_features / "ranking_examples" / "training")
         boundaries = quantiles.compute_boundaries(
             examples,
@@ -188,4 +231,8 @@ def featurize(
         writer = csv.DictWriter(file, fieldnames=list(described[0]))
         writer.writeheader()
         writer.writerows(described)
-    return {**rows, **{f"vocabulary_{space}": size for space, size in sizes.items()}}
+    return {
+        **rows,
+        "days_made": len([day for day in wanted if parts.makes(day)]),
+        **{f"vocabulary_{space}": size for space, size in sizes.items()},
+    }

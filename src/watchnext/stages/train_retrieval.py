@@ -42,6 +42,7 @@ class Labels(Section):
 class Params(Section):
     """Section `train_retrieval` of params.yaml."""
 
+    warm_start: str = Field(default="none", min_length=1)
     inputs: Inputs = Inputs()
     labels: Labels = Labels()
     pooling: Literal["mean", "sum", "max"] = "mean"
@@ -71,16 +72,19 @@ def train_retrieval(
     training: TrainingParams,
     seed: int,
     features: Path,
+    start: Path,
     out_model: Path,
     out_report: Path,
     checkpoints: Path | None = None,
 ) -> dict[str, float | int | str]:
     """Train the query tower and the candidate embeddings.
 
-    A stage that is run again after it was killed goes on from what it finds in `checkpoints`.
+    It begins with the weights in `start`, if there are any. A stage that is run again after it was killed goes on from
+    what it finds in `checkpoints`.
 
     Raises:
-        InputError: there are no training examples, every input is switched off, or training diverged.
+        InputError: there are no training examples, every input is switched off, training diverged, or the weights in
+            `start` are of another network.
     """
     import numpy as np
 
@@ -91,6 +95,7 @@ def train_retrieval(
     from watchnext.models import retrieval
     from watchnext.models import training as fitting
     from watchnext.models.checkpoints import Checkpoints, settings_digest
+    from watchnext.models.warm_start import WarmStart
     from watchnext.models.workers import Workers
 
     workers = Workers.join()
@@ -111,12 +116,14 @@ def train_retrieval(
     stored = features / "retrieval_examples"
     share = Share(workers.index, workers.count)
     folders = {"training": True, "history": params.labels.history, "shown": params.labels.shown_share > 0}
+    begin = WarmStart.load(start)
     settings = {
         "train_retrieval": params.model_dump(),
         "training": training.model_dump(exclude={"checkpoint_every_s"}),
         "seed": seed,
         "features": encoder.manifest,
         "workers": workers.count,
+        "start": begin.digest if begin is not None else None,
     }
     workers.require_equal(
         settings_digest(settings), "settings, features, code or library versions", "train_retrieval"
@@ -167,7 +174,9 @@ def train_retrieval(
         evaluate=evaluate,
         objective="tuning_map",
         workers=workers,
-        **params.model_dump(exclude={"tuning_events", "inputs", "labels"}),
+        start=begin,
+        ids={space: vocabulary.tokens for space, vocabulary in encoder.vocabularies.items()},
+        **params.model_dump(exclude={"tuning_events", "inputs", "labels", "warm_start"}),
     )
     examples.remove()
     retrieval.save(model, out_model)
@@ -192,5 +201,6 @@ def train_retrieval(
         "candidates": encoder.sizes["video"],
         "best_epoch": outcome.best_epoch,
         "weights_digest": digest,
+        "start": begin.origin if begin is not None else "random weights",
         **kept,
     }

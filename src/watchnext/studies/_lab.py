@@ -255,7 +255,8 @@ class Lab:
             dials=Dials(**dials),
         )
         say(
-            f"study: a world with {', '.join(f'{name} {value:g}' for name, value in dials.items())}, seed {seed}"
+            f"study: a world with {', '.join(f'{name} {value:g}' for name, value in dials.items()) or 'default dials'}, "
+            f"seed {seed}"
         )
         world = World(settings, 1_000 + seed)
         policy = logging_policy(world)
@@ -300,6 +301,7 @@ class Lab:
         derived: Sequence[FeatureSpec] = (),
         derive: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = no_derived,
         seed: int | None = None,
+        tuning: str = "tuning",
         **changes: Any,
     ) -> Trained:
         """Train a retrieval model, its epoch chosen on the tuning day.
@@ -313,6 +315,7 @@ class Lab:
             derived: further inputs.
             derive: adds them to encoded examples and requests.
             seed: of the training; None: the ground's.
+            tuning: the split that the epoch is chosen on.
             changes: of `TRAINING`, and further arguments of `retrieval.train`.
         """
         import tensorflow as tf
@@ -330,8 +333,8 @@ class Lab:
         def embedder(model: Any) -> Embed:
             return lambda given: retrieval.embed_queries(model.query_tower, derive(given))
 
-        def tuning(model: Any) -> dict[str, float]:
-            judged = next_day(ground, embedder(model), model.candidate_embeddings.numpy(), split="tuning")
+        def judge(model: Any) -> dict[str, float]:
+            judged = next_day(ground, embedder(model), model.candidate_embeddings.numpy(), split=tuning)
             return {"tuning_map": judged["map"].mean}
 
         model, outcome = retrieval.train(
@@ -339,7 +342,7 @@ class Lab:
             (*encoded, *derived),
             vocabulary_sizes=ground.encoder.sizes,
             seed=seed,
-            evaluate=tuning,
+            evaluate=judge,
             objective="tuning_map",
             where=f"{name} ({ground.place}, seed {ground.seed})",
             **{**TRAINING, **changes},

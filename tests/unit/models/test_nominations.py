@@ -47,11 +47,14 @@ def parts(
     found = {
         "tables": world_tables, "features": world_features, "retrieval": root / "retrieval", "index": root / "index"
     }  # fmt: skip
+    (root / "start").mkdir()
+    (root / "start/manifest.json").write_text('{"origin": null}', encoding="utf-8")
     train_retrieval(
         RetrievalParams(epochs=3, embedding_dim=8),
         TrainingParams(),
         1,
         world_features,
+        root / "start",
         found["retrieval"],
         root / "r1",
     )

@@ -89,6 +89,7 @@ def test_it_leaves_what_later_stages_read(rows: Rows, featurized: tuple[Path, di
     directory, metrics = featurized
     features = directory / "features"
     assert sorted(path.name for path in features.iterdir()) == [
+        "days.json",
         "manifest.json",
         "quantiles.json",
         "ranking_examples",
@@ -191,7 +192,9 @@ def test_buckets_of_users_change_nothing_but_the_parts(
     rows: Rows, featurized: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     run(rows, tmp_path / "buckets", Params(events_per_bucket=150))
-    parts = list((tmp_path / "buckets" / "features" / "ranking_examples" / "training").glob("part-*.parquet"))
+    parts = list(
+        (tmp_path / "buckets" / "features" / "retrieval_examples" / "training").glob("part-*.parquet")
+    )
     assert 3 <= len(parts) <= 7
     expected = tables(featurized[0] / "features")
     found = tables(tmp_path / "buckets" / "features")

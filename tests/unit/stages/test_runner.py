@@ -79,6 +79,21 @@ def test_a_stage_with_nothing_to_do_leaves_everything_and_makes_no_run(
     assert not tracker.has_pipeline_run("2-2.00")
 
 
+def test_a_stage_sees_what_its_last_run_left_if_all_of_it_is_there(tmp_path: Path, tracker: Tracker) -> None:
+    seen: list[str | None] = []
+
+    def looks(out_table: Path, out_report: Path, earlier_table: Path | None = None) -> Mapping[str, float]:
+        seen.append((earlier_table / "content").read_text(encoding="utf-8") if earlier_table else None)
+        return writes(f"run {len(seen)}")(out_table, out_report) or {}
+
+    for _ in range(2):
+        _runner.run(call_of(looks, tmp_path), tracker, "1-1.00")
+    (tmp_path / "report" / "content").unlink()
+    (tmp_path / "report").rmdir()
+    _runner.run(call_of(looks, tmp_path), tracker, "1-1.00")
+    assert seen == [None, "run 1", None]
+
+
 def test_a_tracker_that_cannot_be_used_loses_no_work(
     tmp_path: Path, tracker: Tracker, capfd: pytest.CaptureFixture[str]
 ) -> None:
