@@ -67,10 +67,7 @@ def half_written(root: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_a_killed_worker_stops_the_other_and_both_go_on_from_their_checkpoints(make_project):
-    """Seen to fail where the workers go on from checkpoints of different steps, and where one draws anew.
-
-    The weights are those, to the bit, of two workers that were left alone.
-    """
+    """The weights are those, to the bit, of two workers that were left alone."""
     left_alone, killed = make_project("left alone"), make_project("killed")
     train(left_alone)
     digest = manifest(left_alone)["weights_digest"]

@@ -33,7 +33,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.mark.slow
 def test_workers_have_the_same_weights_and_draws_of_their_own(of_two):
-    """Seen to fail where a worker's gradients are not exchanged, and where all draw by one seed."""
+    """Seen to fail where all draw by one seed."""
     first, second = of_two
     assert first["digests"] == second["digests"]
     assert first["first_negative"] != second["first_negative"]
@@ -44,7 +44,7 @@ def test_a_step_of_two_workers_is_a_step_of_one_with_both_batches(of_two):
     """Without anything drawn: the weights, and the sums of squared gradients, are equal but for the order of adding up.
 
     Adagrad does not see the scale of a gradient, its sums do: seen to fail where the parts of the workers are added up and
-    not averaged, where a repeated row is added up twice, and where a worker counts its own examples alone.
+    not averaged.
     """
     from training_of_workers import train_ranking
 
@@ -63,8 +63,7 @@ def test_a_step_of_two_workers_is_a_step_of_one_with_both_batches(of_two):
 def test_two_workers_end_within_noise_of_one_with_the_doubled_batch(of_two):
     """Where negatives are drawn: as far from three trainings by one process as they are from one another.
 
-    The share of what can be learned that is learned, in cross-entropy of the whole corpus. Seen to fail where every worker
-    trains on its own.
+    The share of what can be learned that is learned, in cross-entropy of the whole corpus.
     """
     from training_of_workers import VIDEOS, cross_entropy, train_retrieval
 

@@ -16,7 +16,7 @@ def main() -> None:
     features, out, at_once = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     params = Params(
         embedding_dim=8,
-        batch_size=1024,
+        batch_size=2048,
         negatives=100,
         epochs=1,
         tuning_events=10,
