@@ -188,8 +188,8 @@ class DownAtWrite(KilledAtWrite):
 
 STEPS: tuple[tuple[Step, dict[str, int], int], ...] = (
     (promote, {"champion": 1, "challenger": 2}, 5),
-    (compare, {"champion": 2, "previous": 1}, 2),
-    (roll_back, {"champion": 1}, 2),
+    (compare, {"champion": 2, "previous": 1}, 1),
+    (roll_back, {"champion": 1}, 1),
 )
 """Steps, roles after them, and at every how many-th write the database goes down: `test_killed_decisions.py` has all."""
 
