@@ -77,7 +77,7 @@ def stored(model: retrieval.RetrievalModel, directory: Path) -> WarmStart:
 
 
 def test_rows_are_found_by_id_and_new_ones_begin_at_random(tmp_path: Path) -> None:
-    """With a learning rate of nothing, weights stay as they began. Seen to fail when rows were found by their place."""
+    """With a learning rate of nothing, weights stay as they began."""
     before = train(YESTERDAY, epochs=3)
     start = stored(before, tmp_path)
     after, at_random = train(TODAY, start, learning_rate=1e-12), train(TODAY, learning_rate=1e-12)
