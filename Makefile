@@ -96,25 +96,25 @@ bench-ranking: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.ranking $(if $(SOURCE),--source $(SOURCE)) $(if $(DATA),--data "$(DATA)")
 
 # WORK=folder keeps the world that is asked, which takes minutes to make.
-bench-# Spark comes with the test tools, as an extra of pyproject.toml that the pipeline itself does without.
-cluster-up: $(VENV)/.installed-dev
-	@watchnext cluster up
-
-cluster-down: $(VENV)/.installed
-	@watchnext cluster down
-
-serve: $(VENV)/.installed
+bench-serve: $(VENV)/.installed
 	@python -m benchmarks.serve $(if $(WORK),--work "$(WORK)")
 
 bench-index: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.index $(if $(WORK),--work "$(WORK)")
 
-# Spark comes with the development tools.
+# Its cluster of Spark comes with the test tools, too.
 bench-scale: $(VENV)/.installed-dev
 	@python -m benchmarks.scale $(if $(WORK),--work "$(WORK)")
 
 bench-train: $(VENV)/.installed $(PEERS_VENV)/.installed
 	@python -m benchmarks.train
+
+# Spark comes with the test tools, as an extra of pyproject.toml that the pipeline itself does without.
+cluster-up: $(VENV)/.installed-dev
+	@watchnext cluster up
+
+cluster-down: $(VENV)/.installed
+	@watchnext cluster down
 
 serve: $(VENV)/.installed
 	@watchnext load-events
