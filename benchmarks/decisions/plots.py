@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import norm
 
 from benchmarks.decisions.rounds import KINDS, Row
+from watchnext.decisions.ledger import spent_on
 
 _COLOURS = {"crowned": "#0a6b2d", "kept or waiting": "#2b6cb0", "held": "#d69e2e", "rejected": "#a40000"}
 
@@ -35,6 +36,7 @@ def plot_kinds(rows: list[Row], path: Path) -> None:
             f"{name} {len(found) / max(1, len(of)):.1%}" for name, found in values.items() if found
         )
         axis.set_title(f"{kind}\n{shares}", fontsize=9)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
         axis.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     axes[2, 1].set_xlabel("measured change of recall_at_100; line: the true one")
     axes[1, 0].set_ylabel("rounds")
@@ -45,14 +47,15 @@ def plot_kinds(rows: list[Row], path: Path) -> None:
 
 
 def plot_power(found: dict[str, Any], path: Path) -> None:
-    """What a gate day of so many users rules out and sees in four of five cases."""
+    """What a gate day of so many users rules out and sees in four of five cases, of its first challenger."""
+    error_rate = spent_on(1, 0.05)
     users = np.geomspace(1_000, 1_000_000, 50)
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name, colour in (("recall", "#2b6cb0"), ("loss", "#a40000")):
         error = found[f"standard_error_{name}"] * np.sqrt(found["users_of_a_day"] / users)
         for level, style, what in (
-            (0.975, "-", "harm ruled out of equal models"),
-            (0.9875, "--", "improvement seen"),
+            (1 - error_rate, "-", "harm ruled out of equal models"),
+            (1 - error_rate / 2, "--", "improvement of one of two metrics seen"),
         ):
             axis.plot(
                 users,
@@ -62,7 +65,9 @@ def plot_power(found: dict[str, Any], path: Path) -> None:
                 label=f"{name}: {what}",
             )
     axis.set(xscale="log", yscale="log", xlabel="users of the gate day", ylabel="change")
+    axis.set_yticks([0.001, 0.002, 0.005, 0.01, 0.02, 0.05], minor=False)
     axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axis.grid(visible=True, which="both", alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=110)

@@ -22,8 +22,11 @@ def main() -> None:
         tuning_events=10,
         labels=Labels(shown_share=0),
     )
+    start = out / "start"
+    start.mkdir(parents=True)
+    (start / "manifest.json").write_text('{"origin": null}', encoding="utf-8")
     metrics = train_retrieval(
-        params, TrainingParams(examples_in_memory=at_once), 1, features, out / "model", out / "report"
+        params, TrainingParams(examples_in_memory=at_once), 1, features, start, out / "model", out / "report"
     )
     with Path("/proc/self/status").open(encoding="utf-8") as status:
         peak_kb = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
