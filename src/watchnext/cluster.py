@@ -88,7 +88,7 @@ class Cluster:
     def start_worker(
         self, memory_gb: float, cores: int = 1, scratch: Path | None = None, conf: Path | None = None
     ) -> "Cluster":
-        """The cluster with one more worker, whose registration is not waited for.
+        """The cluster with one more worker, whose registration is not waited for. Workers that have died are forgotten.
 
         Args:
             memory_gb: of its executors together.
@@ -96,14 +96,15 @@ class Cluster:
             scratch: where its executors spill and keep what they shuffle; None: in the cluster's folder.
             conf: folder of Spark settings; None: the cluster's own.
         """
-        name = f"worker-{len(self.daemons)}"
+        name = f"worker-{1 + max((int(one.name.split('-')[1]) for one in self.daemons[1:]), default=0)}"
         arguments = [
             *("--cores", str(cores), "--memory", f"{int(memory_gb * 1024)}M", "--host", HOST, "--port", "0"),
             *("--webui-port", "0", "--work-dir", str(self.folder / "work" / name), self.master),
         ]
         spills = scratch or self.folder / "scratch" / name
         daemon = _start(self.folder, name, _WORKER, arguments, spills, conf)
-        grown = Cluster(self.folder, self.master, self.web, (*self.daemons, daemon))
+        running = (one for one in self.daemons if one.process() is not None)
+        grown = Cluster(self.folder, self.master, self.web, (*running, daemon))
         grown._remember()
         return grown
 

@@ -118,6 +118,17 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
         time.sleep(0.05)
 
 
+def alive_once_settled(work: Path) -> int:
+    """Workers that run, when the master has noticed which do not."""
+    found = find(work)
+    running = sum(one.process() is not None for one in found.daemons) - 1
+    deadline = time.monotonic() + LONG_S
+    while found.alive_workers() != running:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return running
+
+
 def kill(daemon: cluster.Daemon) -> None:
     """SIGKILL a worker and its executors at once, as when their machine is gone."""
     process = daemon.process()
@@ -193,7 +204,7 @@ def test_a_worker_with_another_version_is_named_before_anything_is_computed(work
     conf = work / "other-conf"
     shutil.copytree(work / CLUSTER_DIR / "conf", conf)
     (conf / "spark-version-info.properties").write_text("version=4.0.99\n")
-    alive = find(work).alive_workers()
+    alive = alive_once_settled(work)
     grown = find(work).start_worker(1.0, conf=conf)
     grown.wait_for_workers(alive + 1)
     try:
@@ -219,7 +230,7 @@ def test_a_full_disk_in_mid_shuffle_is_named(work: Path) -> None:
     if mounted.returncode != 0:
         pytest.skip(f"no file system can be mounted, so a full disk is NOT tested here: {mounted.stderr}")
     try:
-        alive = find(work).alive_workers()
+        alive = alive_once_settled(work)
         grown = find(work).start_worker(1.2, scratch=disk)
         grown.wait_for_workers(alive + 1)
         code, told = finish(
