@@ -37,6 +37,8 @@ def make_project(
         (root / DATABASE).parent.mkdir(parents=True)
         shutil.copy2(empty_mlflow_database, root / DATABASE)
         shutil.copytree(world_features, root / "data" / "features")
+        (root / "data" / "start").mkdir()
+        (root / "data" / "start" / "manifest.json").write_text('{"origin": null}', encoding="utf-8")
         shutil.copy2(ROOT / "dvc.yaml", root / "dvc.yaml")
         (root / "src").symlink_to(ROOT / "src")
         yaml = YAML()

@@ -31,7 +31,17 @@ _SECTIONS = {
 """Section of params.yaml -> where a bundle's manifest has what it was made with."""
 
 _FLAGS = {
-    "train_retrieval": {"features": "{data}/features", "out-model": "{made}/retrieval"},
+    "choose_start": {
+        "warm-start": "{warm_start}",
+        "model-name": "{model_name}",
+        "features": "{data}/features",
+        "out-start": "{made}/start",
+    },
+    "train_retrieval": {
+        "features": "{data}/features",
+        "start": "{made}/start",
+        "out-model": "{made}/retrieval",
+    },
     "build_index": {"features": "{data}/features", "model": "{made}/retrieval", "out-index": "{made}/index"},
     "nominate": {
         "tables": "{data}/validated",
@@ -82,6 +92,13 @@ def retrain(champion: Bundle, called: str) -> Bundle:
         FOLDER.mkdir(parents=True, exist_ok=True)
         settings = config.read_params()
         settings |= {section: made[part] for section, part in _SECTIONS.items()}
+        values = {
+            "data": "data",
+            "made": FOLDER,
+            # A bundle of before there was a choice began at random.
+            "warm_start": settings["train_retrieval"].get("warm_start", "none"),
+            "model_name": settings["promote"]["model_name"],
+        }
         params_file = FOLDER / "params.yaml"
         with params_file.open("w", encoding="utf-8") as file:
             YAML(typ="safe").dump(settings, file)
@@ -91,8 +108,8 @@ def retrain(champion: Bundle, called: str) -> Bundle:
                 [
                     *(
                         word
-                        for flag, path in flags.items()
-                        for word in (f"--{flag}", path.format(data="data", made=FOLDER))
+                        for flag, value in flags.items()
+                        for word in (f"--{flag}", value.format_map(values))
                     ),
                     "--out-report",
                     str(FOLDER / "reports" / stage),

@@ -63,7 +63,7 @@ def test_the_champions_settings_are_trained_on_the_present_features(
     assert run.info.status == "FINISHED"
     assert run.data.params["train_retrieval.embedding_dim"] == "8"
     assert tracker.logged_stages(run.info.run_id) == {
-        "train_retrieval", "build_index", "nominate", "train_ranking", "package",
+        "train_retrieval", "choose_start", "build_index", "nominate", "train_ranking", "package",
     }  # fmt: skip
 
 
