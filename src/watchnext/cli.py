@@ -266,15 +266,13 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback address.", min=1, max=65535)] = UI_PORT,
 ) -> None:
     """Open the MLflow UI on loopback, on this project's runs and registry, until Ctrl-C."""
-    from watchnext.tracking import Tracker
+    from watchnext.tracking import Tracker, tracking_uri
 
-    tracker = Tracker.open(Path.cwd())
-    if tracker.tracking_uri.startswith(("http://", "https://")):
-        say(
-            f"runs are kept by a tracking server, which has its own page: "
-            f"{without_passwords(tracker.tracking_uri)}"
-        )
+    kept_at = tracking_uri(Path.cwd())
+    if kept_at.startswith(("http://", "https://")):
+        say(f"runs are kept by a tracking server, which has its own page: {without_passwords(kept_at)}")
         return
+    tracker = Tracker.open(Path.cwd())
     say(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     # By variables: an address can hold a password, and command lines are public.
