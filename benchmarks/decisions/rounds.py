@@ -120,7 +120,7 @@ def vetoed(ours: Measured, theirs: Measured, evidence: str, causal: Any = None) 
     metrics |= {f"challenger_{name}": value for name, value in ours.metrics.items()}
     for who in ("champion", "challenger"):
         metrics |= {f"{who}_errors": 0.0, f"{who}_latency_p50_ms": 20.0}
-    metrics["slate_overlap_at_20"] = 0.5
+    metrics |= {"slate_overlap_at_20": 0.5, "same_slates": 0.0}
     changes = ours.changes(theirs, VETOES.confidence)
     decided = decide(metrics, changes, VETOES, length=20, evidence=evidence, causal=causal)  # type: ignore[arg-type]
     return decided.verdict

@@ -27,7 +27,7 @@ class Stages:
     Attributes:
         root: the project's folder, and the working directory.
         champion: bundle of version 1.
-        challenger: bundle of version 2, with the same answers.
+        challenger: bundle of version 2, as good by what is measured.
         features: of the world.
         tables: of the world.
     """

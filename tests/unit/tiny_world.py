@@ -120,7 +120,12 @@ def write_features(tables: Path, directory: Path) -> Path:
 
 
 def write_models(
-    directory: Path, features: Path, *, steps: int = 1, watch_time_sign: float = 1.0
+    directory: Path,
+    features: Path,
+    *,
+    steps: int = 1,
+    watch_time_sign: float = 1.0,
+    first: int | None = None,
 ) -> dict[str, Path]:
     """Outputs of the training stages as they would be, with models that are made by hand.
 
@@ -129,6 +134,7 @@ def write_models(
         features: of the world.
         steps: how far the query tower steps along the ring; 1 is right.
         watch_time_sign: 1 for a ranker that is right, -1 for one that is upside down.
+        first: a video that the ranker puts first in every slate.
     """
     import tensorflow as tf
 
@@ -143,6 +149,8 @@ def write_models(
     for token, index in index_of.items():
         following[index] = index_of.get(video_at(token - FIRST_VIDEO + steps), 0)
         expected[index] = 300.0 + watch_time_sign * (watch_time_s(token) - 300.0)
+    if first is not None:
+        expected[index_of[first]] = 2 * expected.max()
 
     class QueryTower(tf.Module):
         def __init__(self) -> None:
@@ -213,10 +221,13 @@ def make_bundle(
     *,
     steps: int = 1,
     watch_time_sign: float = 1.0,
+    first: int | None = None,
     recommend: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """A bundle of hand-made models, see `write_models`, with the default settings `recommend`."""
-    parts = write_models(directory / "parts", features, steps=steps, watch_time_sign=watch_time_sign)
+    parts = write_models(
+        directory / "parts", features, steps=steps, watch_time_sign=watch_time_sign, first=first
+    )
     return write_bundle(directory / "bundle", **parts, recommend=recommend or RecommendParams().model_dump())
 
 

@@ -91,8 +91,8 @@ class Slices(Section):
     """
 
     margin: float = Field(default=0.1, ge=0, lt=1)
-    at_least_users: int = Field(default=100, ge=2)
-    without_power: Literal["pass", "hold"] = "pass"
+    at_least_users: int = Field(default=1000, ge=2)
+    without_power: Literal["pass", "hold"] = "hold"
     reason: str = "a mean over all hides harm to some"
 
 

@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 Verdict = Literal["crown", "keep", "continue"]
 Evidence = Literal["offline", "causal"]
 
-_FORMAT = 6
+_FORMAT = 7
 """Raise it when a change of this code changes what a comparison means: the same two are then compared anew."""
 
 SLICE_USERS = 30
@@ -223,6 +223,7 @@ def decide(
     checks += answering(
         metrics[f"slate_overlap_at_{length}"], ours, theirs, vetoes, f"slate_overlap_at_{length}"
     )
+    checks.append(_something_to_compare(metrics["same_slates"]))
     checks += live
     if causal is not None:
         checks.append(causal)
@@ -247,6 +248,17 @@ def decide(
         return Comparison("continue", reason, evidence, tuple(checks), metrics)
     reason = "no veto on the shadow day; by offline evidence alone, as `evidence: offline` allows"
     return Comparison("crown", reason, evidence, tuple(checks), metrics)
+
+
+def _something_to_compare(same_slates: float) -> Check:
+    """Whether the two can be told apart at all by what users would have been shown."""
+    return Check(
+        "same_slates",
+        f"{same_slates:.2%}",
+        "< 100 % of the requests",
+        "passed" if same_slates < 1 else "not judged",
+        "where all slates are the same, nothing on this day tells one model from the other",
+    )
 
 
 def answering(

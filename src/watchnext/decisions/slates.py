@@ -24,6 +24,8 @@ RANDOM_SOURCE = "random"
 """The only source of an impression that was drawn uniformly, whoever asked (see `data.sources`)."""
 
 _WARM_UP = 5
+_ROUNDING = 1e-12
+"""Of the sum that rank-biased overlap is."""
 
 
 @dataclass(frozen=True)
@@ -306,6 +308,7 @@ def summarize(paired: Sequence[Paired], length: int) -> dict[str, float]:
     """Figures of a replay: means over requests, latency percentiles, shares of errors.
 
     `own_expected_watch_time_s` of each is what its own ranker expects: shown, and no evidence: each grades itself.
+    `same_slates` is the share of the requests that both answered by the same videos in the same order.
     """
     import numpy as np
 
@@ -313,6 +316,7 @@ def summarize(paired: Sequence[Paired], length: int) -> dict[str, float]:
         "requests": len(paired),
         f"slate_overlap_at_{length}": float(np.mean([pair.overlap for pair in paired])),
         "rank_biased_overlap": float(np.mean([pair.rank_biased_overlap for pair in paired])),
+        "same_slates": float(np.mean([pair.rank_biased_overlap > 1 - _ROUNDING for pair in paired])),
     }
     found = np.array([pair.hits for pair in paired])
     seconds = np.array([pair.captured for pair in paired])

@@ -1,4 +1,4 @@
-"""A project in which a champion and a challenger with the same answers stand, for the stages that decide."""
+"""A project in which a champion and a challenger that is as good stand, for the stages that decide."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from decision_stages import Stages
 from fake_mlflow import Snapshot
-from tiny_world import make_bundle
+from tiny_world import make_bundle, video_at
 
 from watchnext.bundle import Bundle
 from watchnext.decisions import gate
@@ -18,8 +18,8 @@ PASSED = Decision("challenger", "passed", (), {}, "")
 
 @pytest.fixture(scope="session")
 def equal_bundle(world_features: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Other files than those of `right_bundle`, the same answers."""
-    return make_bundle(tmp_path_factory.mktemp("equal"), world_features)
+    """As good as `right_bundle`, with a video first in every slate that is not first there."""
+    return make_bundle(tmp_path_factory.mktemp("equal"), world_features, first=video_at(0))
 
 
 @pytest.fixture(scope="session")

@@ -164,6 +164,19 @@ def test_random_exposures_that_are_too_few_crown_nobody(stages: Stages, tmp_path
     assert stages.standing() == before
 
 
+def test_slates_that_are_all_the_same_crown_nobody(
+    stages: Stages, world_features: Path, tmp_path: Path
+) -> None:
+    """Other files, the champion's answers. Meant to fail where no veto is enough for the crown."""
+    stages.promote(make_bundle(tmp_path / "twin", world_features))
+    before = stages.standing()
+    assert before[0] == {"champion": 1, "challenger": 3}
+    found = stages.compare()
+    assert (found["verdict"], found["reason"]) == ("continue", "could not be judged: same_slates")
+    assert found["same_slates"] == 1.0
+    assert stages.standing() == before
+
+
 def test_live_logs_of_other_versions_or_of_a_wrong_clock_crown_nobody(stages: Stages, tmp_path: Path) -> None:
     """A log that is asked for and cannot be used is no evidence: each time the challenger waits."""
     other = write_shadow_log(tmp_path / "other", versions=(1, 7))

@@ -155,6 +155,7 @@ def test_hits_are_the_share_of_what_followed() -> None:
         "requests_with_later_watches": 1,
         "slate_overlap_at_20": (0.5 + 1.0) / 2,
         "rank_biased_overlap": (0.25 + 0.75) / 2,
+        "same_slates": 0.0,
         "champion_latency_p50_ms": (10.0 + 30.0) / 2,
         "champion_latency_p99_ms": pytest.approx(10.0 + 0.99 * 20.0),
         "champion_errors": 0.0,
@@ -173,7 +174,7 @@ def test_hits_are_the_share_of_what_followed() -> None:
 def figures(**changes: float) -> dict[str, float]:
     same = {"recall_at_100": 0.2, "weighted_pairwise_loss": 0.3, "errors": 0.0, "latency_p50_ms": 10.0}
     both = {f"{who}_{name}": value for who in ("champion", "challenger") for name, value in same.items()}
-    return {**both, "slate_overlap_at_20": 0.6, **changes}
+    return {**both, "slate_overlap_at_20": 0.6, "same_slates": 0.4, **changes}
 
 
 def exact(found: dict[str, float]) -> dict[str, Change]:
@@ -198,6 +199,8 @@ def exact(found: dict[str, float]) -> dict[str, Change]:
         ({"challenger_latency_p50_ms": 101.0}, "keep", "latency_p50_ms"),
         ({"champion_latency_p50_ms": 50.0, "challenger_latency_p50_ms": 149.0}, "crown", "no veto"),
         ({"slate_overlap_at_20": 0.0}, "crown", "no veto"),
+        ({"same_slates": 1.0, "slate_overlap_at_20": 1.0}, "continue", "same_slates"),
+        ({"same_slates": 0.999, "slate_overlap_at_20": 1.0}, "crown", "no veto"),
         ({"challenger_weighted_pairwise_loss": math.nan}, "continue", "weighted_pairwise_loss"),
     ],
 )
@@ -311,8 +314,8 @@ def test_an_equal_challenger_is_crowned_once(
     assert crowned is not None
     assert (crowned["verdict"], crowned["evidence"]) == ("crown", "offline")
     assert stage.roles() == {"champion": 2, "previous": 1}
-    assert crowned["slate_overlap_at_20"] == 1.0
-    assert crowned["rank_biased_overlap"] == pytest.approx(1.0)
+    assert crowned["same_slates"] < 1
+    assert 0.9 < crowned["slate_overlap_at_20"] < 1
     assert crowned["champion_recall_at_100"] == crowned["challenger_recall_at_100"]
     assert (crowned["champion_errors"], crowned["challenger_errors"]) == (0.0, 0.0)
     version = Registry.open(stage.root).version("watchnext", 2)
@@ -350,7 +353,7 @@ def assert_the_report_shows_everything(stage: Stage, metrics: dict[str, Any]) ->
     assert 0 < metrics["challenger_catalogue_coverage"] <= 1
     assert 0 <= metrics["challenger_small_channels_share"] < 0.5
     assert (
-        metrics["challenger_own_expected_watch_time_s"] == metrics["champion_own_expected_watch_time_s"] > 0
+        metrics["challenger_own_expected_watch_time_s"] > metrics["champion_own_expected_watch_time_s"] > 0
     )
     assert {(one["name"], one["metric"]) for one in kept["slices"]} >= {
         ("surface_home", "weighted_pairwise_loss")
