@@ -3,7 +3,7 @@
 A round is a gate day, a shadow day and a live experiment of simulated users. Of the two days models are known by hits of
 candidate generation and mispredicted watch time of the ranker, whose expectations differ by a known share; of the
 experiment by the watch time per user-day of two arms, whose means do. The project's own code judges: the gate
-(`gate.against_the_champion`, as the first challenger of the day), the vetoes (`replay.decide`) and the experiment
+(`checks.against_the_champion`, as the first challenger of the day), the vetoes (`replay.decide`) and the experiment
 (`experiment.experiment_check`), looked at as its users come.
 """
 
@@ -16,17 +16,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
+from watchnext.decisions.checks import Checks, Improvement, Margin, Slices, against_the_champion
 from watchnext.decisions.experiment import Experiment, experiment_check
-from watchnext.decisions.gate import (
-    Checks,
-    Improvement,
-    Margin,
-    Measured,
-    Slices,
-    against_the_champion,
-    sum_up,
-)
+from watchnext.decisions.gate import sum_up
 from watchnext.decisions.ledger import spent_on
+from watchnext.decisions.measuring import Measured
 from watchnext.decisions.replay import Vetoes, decide
 from watchnext.evaluation.intervals import PerUser
 from watchnext.evaluation.sequential import sequential_difference

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.decisions.rounds import CHECKS, first_place, looked_at, vetoed
-from watchnext.decisions.gate import Measured, against_the_champion, sum_up
+from watchnext.decisions.checks import against_the_champion
+from watchnext.decisions.gate import sum_up
+from watchnext.decisions.measuring import Measured
 from watchnext.evaluation.intervals import PerUser
 
 USERS, VIDEOS, DAYS_OF_LOGS = 20_000, 600, 10

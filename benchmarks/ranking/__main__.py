@@ -21,7 +21,8 @@ from benchmarks.ranking import data, measure, tuning
 from benchmarks.ranking.folds import Rows
 from watchnext import config
 from watchnext.console import say
-from watchnext.evaluation.intervals import PerUser, paired_change
+from watchnext.evaluation.intervals import PerUser
+from watchnext.evaluation.paired import paired_change
 from watchnext.stages import train_ranking
 
 NAME = tuning.OURS

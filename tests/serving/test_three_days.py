@@ -21,7 +21,8 @@ from watchnext.data.simulate import logging_policy, run, write_tables
 from watchnext.data.slates import Feedback, Proposal, Requests
 from watchnext.data.sources import Files
 from watchnext.data.world import DAY_US, DEVICES, SURFACES, Dials, World, WorldSettings
-from watchnext.decisions.gate import Checks, Margin, promote_bundle
+from watchnext.decisions.checks import Checks, Margin
+from watchnext.decisions.gate import promote_bundle
 from watchnext.decisions.replay import Live, Vetoes, compare_and_crown
 from watchnext.engine import EngineParams
 from watchnext.recommend.recommender import Recommender

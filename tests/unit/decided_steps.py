@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from watchnext.decisions import gate, replay
-from watchnext.decisions.gate import Checks, Decision, promote_bundle
+from watchnext.decisions.checks import Checks
+from watchnext.decisions.gate import Decision, promote_bundle
 from watchnext.decisions.replay import Comparison, Live, Vetoes, compare_and_crown
 from watchnext.decisions.slates import Paired
 from watchnext.registry import Registry

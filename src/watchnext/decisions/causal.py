@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from watchnext.decisions.gate import Check
+from watchnext.decisions.checks import Check
 from watchnext.decisions.slates import Shown
 from watchnext.errors import InputError
 from watchnext.features.history import Id
@@ -30,7 +30,7 @@ from watchnext.features.history import Id
 if TYPE_CHECKING:
     import numpy as np
 
-    from watchnext.decisions.gate import Outcome
+    from watchnext.decisions.checks import Outcome
     from watchnext.evaluation.intervals import Change
 
 CHECK = "watch_time_s_per_impression"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from watchnext.decisions.gate import Check
+from watchnext.decisions.checks import Check
 from watchnext.decisions.live_log import read_parts
 from watchnext.errors import InputError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from watchnext.decisions.gate import Outcome
+    from watchnext.decisions.checks import Outcome
     from watchnext.evaluation.sequential import Difference
 
 CHECK = "watch_time_s_per_user_day"

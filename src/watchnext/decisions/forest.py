@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from watchnext.decisions.gate import Check
+    from watchnext.decisions.checks import Check
 
 _COLOURS = {"passed": "#0a6b2d", "failed": "#a40000", "not judged": "#8a6d00"}
 _LABEL, _PLOT, _VALUE, _ROW, _TOP = 280, 430, 190, 26, 34

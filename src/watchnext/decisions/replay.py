@@ -30,25 +30,19 @@ from watchnext.decisions.causal import (
     random_exposure_check,
     watch_time_check,
 )
+from watchnext.decisions.checks import Check, Margin, no_worse
 from watchnext.decisions.experiment import experiment_check, read_experiment
 from watchnext.decisions.experiment import not_told as experiment_not_told
-from watchnext.decisions.gate import (
-    Check,
-    Margin,
+from watchnext.decisions.kept import checks_of, digest_of, finite, judged_triple, metrics_of
+from watchnext.decisions.live_log import digest_of_log, live_figures
+from watchnext.decisions.measuring import (
     Measured,
     NotComparableError,
     about_the_champion,
     change_metrics,
-    checks_of,
-    digest_of,
-    finite,
-    html_page,
-    judged_triple,
     measure,
-    metrics_of,
-    no_worse,
 )
-from watchnext.decisions.live_log import digest_of_log, live_figures
+from watchnext.decisions.page import html_page
 from watchnext.decisions.replay_report import write_report
 from watchnext.decisions.slates import (
     Paired,
@@ -595,7 +589,7 @@ def slice_changes(ours: Measured, theirs: Measured, confidence: float) -> tuple[
         theirs: the champion, on the same examples.
         confidence: of each end of an interval.
     """
-    from watchnext.evaluation.intervals import paired_change
+    from watchnext.evaluation.paired import paired_change
 
     found = []
     for name, by_metric in sorted(ours.slices.items()):

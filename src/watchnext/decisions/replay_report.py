@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from watchnext.console import print_table, say
 from watchnext.decisions.assortment import SMALL_CHANNELS_SHARE
 from watchnext.decisions.forest import forest_plot
-from watchnext.decisions.gate import Table, finite, html_page
+from watchnext.decisions.kept import finite
 from watchnext.decisions.overlap import RBO_PERSISTENCE
+from watchnext.decisions.page import Table, html_page
 from watchnext.decisions.slates import Paired
 
 if TYPE_CHECKING:

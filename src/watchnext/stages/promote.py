@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from watchnext.config import RecommendParams, Section
-from watchnext.decisions.gate import Checks, NotComparable
+from watchnext.decisions.checks import Checks
+from watchnext.decisions.gate import NotComparable
 
 
 class Params(Section):

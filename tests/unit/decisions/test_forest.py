@@ -4,8 +4,8 @@ import math
 import re
 import xml.etree.ElementTree as ET
 
+from watchnext.decisions.checks import Check
 from watchnext.decisions.forest import forest_plot
-from watchnext.decisions.gate import Check
 
 
 def check(

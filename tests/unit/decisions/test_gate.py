@@ -19,21 +19,22 @@ from tiny_world import as_format_1, make_bundle
 from watchnext.bundle import Bundle
 from watchnext.config import RecommendParams
 from watchnext.decisions import gate
-from watchnext.decisions.gate import (
+from watchnext.decisions.checks import (
     Check,
     Checks,
-    Decision,
+    FinalSlates,
     Improvement,
     Margin,
-    Measured,
+    Maximum,
     Minimum,
     Slices,
     better,
-    judge,
     no_worse,
     no_worse_in_slices,
-    promote_bundle,
 )
+from watchnext.decisions.gate import Decision, judge, promote_bundle
+from watchnext.decisions.gate_report import metric_rows, recipe_tables, seed_tables, write_report
+from watchnext.decisions.measuring import Measured
 from watchnext.errors import InputError
 from watchnext.evaluation.intervals import Change, PerUser
 from watchnext.registry import Registry
@@ -239,7 +240,7 @@ def test_the_final_slates_are_judged_too(world_features: Path, world_tables: Pat
     right, wrong = (
         make_bundle(tmp_path / str(steps), world_features, steps=steps, recommend=alone) for steps in (1, 150)
     )
-    checks = Checks(final_slates=gate.FinalSlates(requests=40, length=120))
+    checks = Checks(final_slates=FinalSlates(requests=40, length=120))
     validated = validation_metrics(tmp_path / "validate.json")
     decision = judge(wrong, right, world_features, checks, tables=world_tables, validated=validated)
     assert decision.metrics["champion_slate_watch_time_share_at_120"] > 0.95
@@ -260,8 +261,8 @@ def test_data_that_failed_or_is_other_data_is_not_judged_by(
     """Bounds of size and time, too, since each has to be able to fail."""
     failed = validation_metrics(tmp_path / "failed.json", failed=2)
     small = Checks(
-        size_mb=gate.Maximum(maximum=0.001, reason=""),
-        final_slates=gate.FinalSlates(requests=5, latency_p50_ms=1e-6),
+        size_mb=Maximum(maximum=0.001, reason=""),
+        final_slates=FinalSlates(requests=5, latency_p50_ms=1e-6),
     )
     decision = judge(right_bundle, None, world_features, small, tables=world_tables, validated=failed)
     assert {name for name, outcome in outcomes(decision).items() if outcome == "failed"} == {
@@ -488,7 +489,8 @@ def test_nothing_to_do_is_done_without_tensorflow_and_mlflow(
             f"""
             import sys
             from pathlib import Path
-            from watchnext.decisions.gate import Checks, promote_bundle
+            from watchnext.decisions.checks import Checks
+            from watchnext.decisions.gate import promote_bundle
             from watchnext.registry import Registry
             metrics = promote_bundle(
                 Registry.open(Path({str(stage.root)!r})), name="watchnext", bundle=Path({str(bundle.path)!r}),
@@ -617,7 +619,7 @@ def test_a_report_without_checks_can_be_written(tmp_path: Path) -> None:
     held = Decision(
         "held", "too few days", (Check("a", "none", "b", "not judged", "<why>"),), {"x": math.nan}, "none"
     )
-    gate.write_report(held, tmp_path / "report", title="The gate", role="none")
+    write_report(held, tmp_path / "report", title="The gate", role="none")
     written = json.loads((tmp_path / "report" / "decision.json").read_text(encoding="utf-8"))
     assert written["metrics"] == {"x": None}
     assert "&lt;why&gt;" in (tmp_path / "report" / "decision.html").read_text(encoding="utf-8")
@@ -630,10 +632,10 @@ def test_variation_by_seed_is_shown_and_judges_nothing(tmp_path: Path) -> None:
         {"seed": 2.0, "weighted_pairwise_loss": 0.4},
         {"seed": 3.0, "weighted_pairwise_loss": math.nan},
     ]
-    ((_, _, rows),) = gate.seed_tables(seeds)
+    ((_, _, rows),) = seed_tables(seeds)
     assert rows == [("weighted_pairwise_loss", "2", "0.2000", "0.4000", "47.1% of the mean")]
-    assert gate.seed_tables(seeds[:1]) == []
-    gate.write_report(
+    assert seed_tables(seeds[:1]) == []
+    write_report(
         Decision("challenger", "passed", (), {}, "none", over_seeds=seeds), tmp_path, title="t", role="none"
     )
     assert "47.1% of the mean" in (tmp_path / "decision.html").read_text(encoding="utf-8")
@@ -652,7 +654,7 @@ def test_champion_and_candidate_stand_in_one_row() -> None:
         "champion_recall_at_100": 0.5,
         "map": math.nan,
     }
-    assert gate.metric_rows(metrics) == [
+    assert metric_rows(metrics) == [
         ("auc", "0.2500", "0.5000", "", ""),
         ("map", "", "none", "", ""),
         ("recall_at_100", "0.5000", "0.4900", "-2.0% [-5.0%, +1.0%]", "[-8.0%, +4.0%]"),
@@ -669,7 +671,7 @@ def test_fresher_data_and_another_recipe_are_told_apart(
     assert metrics["champions_recipe_recall_at_100"] == metrics["recall_at_100"] == 1.0
     assert metrics["change_by_data_recall_at_100"] == metrics["change_recall_at_100"] > 1.0
     assert metrics["change_by_recipe_recall_at_100"] == 0.0
-    ((_, _, rows),) = gate.recipe_tables(metrics)
+    ((_, _, rows),) = recipe_tables(metrics)
     assert rows[0][1] == f"{metrics['champion_recall_at_100']:.4f}"
     assert rows[0][4] == "+0.0% [+0.0%, +0.0%]"
     other = judge(right_bundle, wrong_bundle, world_features, Checks(), recipe=wrong_bundle).metrics

@@ -18,7 +18,8 @@ from tiny_world import BEGIN, DAYS, GATE_DAY, SHADOW_DAY, USERS, video_at
 
 from watchnext.bundle import Bundle
 from watchnext.decisions import gate, replay
-from watchnext.decisions.gate import Check, Checks, Decision, promote_bundle
+from watchnext.decisions.checks import Check, Checks
+from watchnext.decisions.gate import Decision, promote_bundle
 from watchnext.decisions.overlap import rank_biased_overlap, slate_overlap
 from watchnext.decisions.replay import (
     SLICE_USERS,
@@ -352,9 +353,7 @@ def assert_the_report_shows_everything(stage: Stage, metrics: dict[str, Any]) ->
     assert DAYS + 8 < metrics["challenger_video_age_p50_days"] < DAYS + 9
     assert 0 < metrics["challenger_catalogue_coverage"] <= 1
     assert 0 <= metrics["challenger_small_channels_share"] < 0.5
-    assert (
-        metrics["challenger_own_expected_watch_time_s"] > metrics["champion_own_expected_watch_time_s"] > 0
-    )
+    assert metrics["challenger_own_expected_watch_time_s"] > metrics["champion_own_expected_watch_time_s"] > 0
     assert {(one["name"], one["metric"]) for one in kept["slices"]} >= {
         ("surface_home", "weighted_pairwise_loss")
     }

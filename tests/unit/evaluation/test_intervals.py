@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 from scipy.stats import bootstrap as scipy_bootstrap
 
-from watchnext.evaluation.intervals import PerUser, bootstrap, paired_change, per_user, two_way_change
+from watchnext.evaluation.intervals import PerUser, bootstrap, per_user, two_way_change
+from watchnext.evaluation.paired import paired_change
 
 
 def test_a_mean_is_over_events_and_sums_are_within_users() -> None:

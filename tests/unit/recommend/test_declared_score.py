@@ -12,7 +12,7 @@ from tiny_world import BEGIN, FIRST_VIDEO, make_bundle, video_at, watch_time_s
 
 from watchnext.bundle import Bundle
 from watchnext.config import RecommendParams, ScoreParams
-from watchnext.decisions.gate import measure
+from watchnext.decisions.measuring import measure
 from watchnext.evaluation.metrics import weighted_pairwise_loss
 from watchnext.features.batches import read_examples
 from watchnext.features.history import UserHistory
