@@ -460,7 +460,7 @@ def serve(
     `/docs` describes what can be asked; `watchnext load-events` fills the user state.
     """
     from watchnext.registry import Registry
-    from watchnext.serving.app import Limits
+    from watchnext.serving.edge import Limits
     from watchnext.serving.mirror import MirrorSettings
     from watchnext.serving.monitoring import MonitorSettings
     from watchnext.serving.server import API_KEY_VARIABLE, ask_registry_briefly

@@ -1,28 +1,18 @@
 """The HTTP face of a `Service`: what comes in is checked and bounded, what goes out says who answered."""
 
-import asyncio
 import contextlib
 import datetime
-import hmac
 import json
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
-from limits import RateLimitItemPerSecond
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from watchnext import __version__
 from watchnext.errors import InputError
@@ -30,43 +20,17 @@ from watchnext.features.history import to_microseconds
 from watchnext.serving import messages, webhook
 from watchnext.serving.catalogue import to_keep
 from watchnext.serving.deployment import Deployment
+from watchnext.serving.desk import Desk, OverloadedError
+from watchnext.serving.edge import KEY_HEADER, Edge, Limits
 from watchnext.serving.events import Event, EventTable
 from watchnext.serving.metrics import Metrics
 from watchnext.serving.mirror import Mirror
 from watchnext.serving.monitoring import Monitor
+from watchnext.serving.page_routes import page_routes
 from watchnext.serving.service import Answer, NoChampionError, Served, Service, check_video_id
 from watchnext.serving.user_store import StoreUnavailableError
 
 log = logging.getLogger("watchnext.serving")
-
-T = TypeVar("T")
-
-_COMPARE_WAIT_S = 3.0
-_PAGE = Path(__file__).parent / "page"
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
-    "Cache-Control": "no-cache",
-    "X-Content-Type-Options": "nosniff",
-}
-_GUARDED = ("/v1/", "/metrics")
-_KEY_HEADER = "X-API-Key"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server takes on.
-
-    Attributes:
-        threads: requests that are answered at once.
-        waiting: requests that may wait for a thread; further ones are turned away (503).
-        body_timeout_s: how long a client may take to send its body.
-        requests_per_s: of one address, where an API key would be asked for; 0: as many as it likes.
-    """
-
-    threads: int = 2
-    waiting: int = 64
-    body_timeout_s: float = 10.0
-    requests_per_s: int = 0
 
 
 def make_app(
@@ -95,7 +59,7 @@ def make_app(
     limits = limits or Limits()
     monitor = monitor or Monitor(service)
     metrics = Metrics(service, deployment, mirror, monitor)
-    desk = _Desk(limits)
+    desk = Desk(limits)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -127,7 +91,7 @@ def make_app(
     guarded: list[Any] = (
         []
         if api_key is None
-        else [Depends(APIKeyHeader(name=_KEY_HEADER, auto_error=False))]  # said in OpenAPI, checked in _Edge
+        else [Depends(APIKeyHeader(name=KEY_HEADER, auto_error=False))]  # said in OpenAPI, checked in Edge
     )
 
     @app.post("/v1/recommend", response_model=messages.RecommendResponse, dependencies=guarded)
@@ -206,39 +170,7 @@ def make_app(
         request.state.told = {"added": len(body.added), "taken_down": len(body.taken_down)}
         return JSONResponse(request.state.told)
 
-    @app.post("/v1/compare", response_model=messages.CompareResponse, dependencies=guarded)
-    async def compare(body: messages.CompareRequest) -> Response:
-        """What champion and challenger would show a user now; neither is taken for shown."""
-        context = body.context.model_dump(exclude_none=True)
-
-        def both() -> dict[str, Any]:
-            answered = service.recommend(str(body.user_id), body.how_many, context=context)
-            challenger, why_not = mirror.ask(answered, body.how_many, context, _COMPARE_WAIT_S)
-            return {"champion": messages.told(answered), "challenger": challenger, "why_not": why_not}
-
-        return JSONResponse(await desk.run(both))
-
-    @app.get("/v1/users", response_model=messages.UsersResponse, dependencies=guarded)
-    async def users(at_most: messages.AtMost = 20) -> Response:
-        """Some users that have events."""
-        return JSONResponse({"user_ids": await desk.run(lambda: service.store.user_ids(at_most))})
-
-    @app.get(
-        "/v1/users/{user_id:path}/history", response_model=messages.HistoryResponse, dependencies=guarded
-    )
-    async def history(user_id: messages.Text, at_most: messages.AtMost = 20) -> Response:
-        """How much is known of a user, and the last watches and searches, latest first."""
-        return JSONResponse(
-            await desk.run(lambda: messages.past(user_id, service.store.events(user_id), at_most))
-        )
-
-    @app.get("/", include_in_schema=False)
-    @app.get("/page.css", include_in_schema=False)
-    @app.get("/page.js", include_in_schema=False)
-    async def page(request: Request) -> Response:
-        """The page for people: three files, and nothing from elsewhere."""
-        name = request.url.path.removeprefix("/") or "index.html"
-        return FileResponse(_PAGE / name, headers=_PAGE_HEADERS)
+    app.include_router(page_routes(service, mirror, desk, guarded))
 
     @app.get("/v1/models", response_model=messages.ModelsResponse, dependencies=guarded)
     async def models() -> messages.ModelsResponse:
@@ -327,157 +259,13 @@ def make_app(
         log.error("the user state cannot be written", extra={"error": str(error)})
         return problem(request, 503, "the user state is unavailable, nothing was kept: send it again")
 
-    @app.exception_handler(_OverloadedError)
-    async def overloaded(request: Request, error: _OverloadedError) -> Response:
+    @app.exception_handler(OverloadedError)
+    async def overloaded(request: Request, error: OverloadedError) -> Response:
         del error
         return problem(request, 503, "too many requests are waiting: try again")
 
-    app.add_middleware(_Edge, api_key=api_key, limits=limits, metrics=metrics)
+    app.add_middleware(Edge, api_key=api_key, limits=limits, metrics=metrics)
     return app
-
-
-class _OverloadedError(Exception):
-    """More requests wait than may."""
-
-
-class _Desk:
-    """Threads that answer, and a bounded line before them."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="answer")
-        self._at_most = limits.threads + limits.waiting
-        self._taken = 0
-
-    async def run(self, work: Callable[[], T]) -> T:
-        if self._taken >= self._at_most:
-            raise _OverloadedError
-        self._taken += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        finally:
-            self._taken -= 1
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True)
-
-
-class _Edge:
-    """Around everything: a request id, the API key, the bounds of the body, one line in the log, the metrics."""
-
-    def __init__(self, app: ASGIApp, *, api_key: str | None, limits: Limits, metrics: Metrics) -> None:
-        self._app = app
-        self._key = None if api_key is None else api_key.encode()
-        self._limits = limits
-        self._metrics = metrics
-        self._rate = RateLimitItemPerSecond(limits.requests_per_s) if limits.requests_per_s else None
-        self._rates = FixedWindowRateLimiter(MemoryStorage())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began = time.perf_counter()
-        request_id = uuid.uuid4().hex
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
-        status = 0
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        async def refuse(code: int, text: str, *more: tuple[bytes, bytes]) -> None:
-            headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *more]
-            await sending({"type": "http.response.start", "status": code, "headers": headers})
-            content = {"message": text, "where": "", "request_id": request_id}
-            await sending({"type": "http.response.body", "body": json.dumps(content).encode()})
-
-        try:
-            if self._rate is not None and not self._is_in_time(scope):
-                text = f"this address has asked {self._limits.requests_per_s} times within a second"
-                await refuse(429, text, (b"retry-after", b"1"))
-            elif not self._may(scope):
-                await refuse(401, f"no API key, or not the right one: send it as the header {_KEY_HEADER}")
-            else:
-                body = await self._body(scope, receive)
-                if isinstance(body, bytes):
-                    await self._app(scope, _replayed(body, receive), sending)
-                elif body is not None:
-                    await refuse(*body)
-        except Exception:
-            log.exception("a request failed", extra={"request_id": request_id})
-            if status == 0:
-                await refuse(500, "this is a defect of the server; its log has the same request id")
-        finally:
-            took_s = time.perf_counter() - began
-            route = scope.get("route")
-            path = getattr(route, "path", "other")
-            self._metrics.request(path, scope["method"], status, took_s)
-            log.info(
-                "request",
-                extra={
-                    "request_id": request_id,
-                    "method": scope["method"],
-                    "path": path,
-                    "status": status,
-                    "took_ms": round(took_s * 1000.0, 3),
-                    **state.get("told", {}),
-                },
-            )
-
-    def _is_in_time(self, scope: Scope) -> bool:
-        """Whether an address asks no more often than it may. Who guesses at keys is counted too."""
-        if not scope["path"].startswith(_GUARDED):
-            return True
-        client = scope.get("client")
-        assert self._rate is not None
-        return self._rates.hit(self._rate, client[0] if client else "")
-
-    def _may(self, scope: Scope) -> bool:
-        if self._key is None or not scope["path"].startswith(_GUARDED):
-            return True
-        name = _KEY_HEADER.lower().encode()
-        shown = next((value for key, value in scope["headers"] if key == name), b"")
-        return hmac.compare_digest(shown, self._key)
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | tuple[int, str] | None:
-        """The whole body; or status and text of why it is not taken; or None if the client is gone."""
-        too_large = (413, f"the body has more than {messages.MAX_BODY_BYTES} bytes")
-        for key, value in scope["headers"]:
-            if key == b"content-length" and value.isdigit() and int(value) > messages.MAX_BODY_BYTES:
-                return too_large
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    body += message.get("body", b"")
-                    more = message.get("more_body", False)
-                    if len(body) > messages.MAX_BODY_BYTES:
-                        return too_large
-        except TimeoutError:
-            return 408, f"the body did not come within {self._limits.body_timeout_s:g} s"
-        return bytes(body)
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives a body that was read already, and after it whatever comes."""
-    given = False
-
-    async def replay() -> Message:
-        nonlocal given
-        if not given:
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
-
-    return replay
 
 
 def _event(given: messages.AnyEvent, place: int, now: int, served: Served) -> Event:

@@ -2,7 +2,7 @@
 
 uvicorn bounds how long a connection may idle between two requests, and nothing else: a head (request line and
 headers) may trickle in for ever and grow without end, and an answer that nobody reads is kept for ever. The body is
-bounded where it is read, in `serving.app`.
+bounded where it is read, in `serving.edge`.
 """
 
 import asyncio

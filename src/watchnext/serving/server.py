@@ -12,9 +12,10 @@ import uvicorn
 
 from watchnext.errors import InputError
 from watchnext.registry import Registry
-from watchnext.serving.app import Limits, make_app
+from watchnext.serving.app import make_app
 from watchnext.serving.connections import ConnectionLimits, bounded
 from watchnext.serving.deployment import POLL_S, Deployment
+from watchnext.serving.edge import Limits
 from watchnext.serving.experiment import Experiment
 from watchnext.serving.exploration import Exploration
 from watchnext.serving.json_lines import log_as_json
