@@ -20,7 +20,8 @@ from watchnext.recommend.state import UserFacts
 from watchnext.serving.events import Event
 
 _BUSY_TIMEOUT_S = 1.0
-_RETRY_S = 2.0
+RETRY_S = 2.0
+"""How long a store that has just failed is left alone."""
 _LAYOUT = 2
 _LAYOUTS = (1, 2)
 """That are read; the first has no table of videos yet."""
@@ -103,13 +104,13 @@ class Patience:
             if self._why:
                 if now < self._until:
                     raise StoreUnavailableError(self._why)
-                self._until = now + _RETRY_S  # this call tries, and the others do not wait for it
+                self._until = now + RETRY_S  # this call tries, and the others do not wait for it
         try:
             yield
         except self._errors as error:
             with self._lock:
                 self._why = f"{self._store}: {error}"
-                self._until = time.monotonic() + _RETRY_S
+                self._until = time.monotonic() + RETRY_S
             raise StoreUnavailableError(self._why) from error
         self._why = ""
 
