@@ -54,7 +54,7 @@ def make_app(
         limits: what is taken on at once.
         webhook_secret: by which the registry signs that something has changed; None: it does not say so.
         ask_registry: called when it does.
-        monitor: is told of what was shown and watched.
+        monitor: is told of what was shown.
     """
     limits = limits or Limits()
     monitor = monitor or Monitor(service)
@@ -139,9 +139,7 @@ def make_app(
                 raise NoChampionError
             # Each has an instant of its own, so that a batch without instants keeps its order.
             given = [_event(one, place, service.now(), served) for place, one in enumerate(body.events)]
-            new = service.add(given)
-            monitor.watched(given, new)
-            return new
+            return service.add(given)
 
         new = await desk.run(add)
         accepted, duplicates = sum(new), len(new) - sum(new)

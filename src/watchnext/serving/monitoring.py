@@ -1,8 +1,10 @@
 """What a server notices of its models while they answer: calibration, drift of their inputs, and age.
 
-**Calibration.** A page counts when it is as old as `settle_s`: what its version expected of all its videos, and what was
-watched of it until then, by watches that named it. Both are sums over the same pages, so their ratio is 1 for a model that
-is right on average. Pages that were drawn or drafted count too, each video for the version that ranked it.
+**Calibration.** A page that this server showed counts when it is as old as `settle_s`: what its version expected of all its
+videos, and what was watched of it until then, by watches that named it. These are read from the user state, since whichever
+server shares it may have been told of them. Both are sums over the same pages, so their ratio is 1 for a model that is right
+on average. Pages that were drawn or drafted count too, each video for the version that ranked it. Where many are shown, some
+of them are followed, chosen by the clock alone. What was forgotten since counts no more.
 
 **Drift.** Of a slate a second at most, the ranker's inputs for the videos that were shown are made again, aside from the
 requests. For each continuous one the distance of Kolmogorov and Smirnov, the largest difference of two cumulative
@@ -17,21 +19,24 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from watchnext.serving.events import Event, history_of
+from watchnext.serving.events import history_of, rows_of
 from watchnext.serving.served import Served
 from watchnext.serving.service import Answer, Service, facts_among, request_context
+from watchnext.serving.user_store import StoreUnavailableError
 
 log = logging.getLogger("watchnext.serving")
 
 DAY_S = 86_400.0
-_MOST_PAGES = 100_000
+_PAGES_PER_S = 5.0
+_PAGES_AT_ONCE = 1_000.0
+"""So many pages a second are followed, and so many that come at once: each is a reading of the user state later."""
 _MEMORY_SLATES = 1_000
 """Slates of which drift remembers about so many: an older one counts less and less."""
 
@@ -51,12 +56,15 @@ class MonitorSettings:
     sample_every_s: float = 1.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Page:
+    """A page that will be settled: `expected_s` by version, and of which version each of its videos is."""
+
+    request_id: str
+    user_id: str
     shown_at: float
-    expected_s: dict[int, float]
+    expected_s: Mapping[int, float]
     version_of: Mapping[Any, int]
-    observed_s: dict[int, float] = field(default_factory=dict)
 
 
 class Monitor:
@@ -71,7 +79,8 @@ class Monitor:
         self.settings = settings or MonitorSettings()
         self._service = service
         self._lock = threading.Lock()
-        self._pages: collections.OrderedDict[str, _Page] = collections.OrderedDict()
+        self._pages: collections.deque[_Page] = collections.deque()
+        self._may_follow, self._followed_at = _PAGES_AT_ONCE, time.monotonic()
         self._settled: dict[int, list[float]] = {}
         self._drift: dict[int, InputDrift] = {}
         self._waiting: queue.Queue[tuple[Answer, Mapping[str, Any]]] = queue.Queue(4)
@@ -82,17 +91,13 @@ class Monitor:
 
     def shown(self, answer: Answer, context: Mapping[str, Any]) -> None:
         """A slate was shown. Returns at once."""
-        versions = answer.versions
-        page = _Page(
-            answer.at / 1e6,
-            collections.defaultdict(float),
-            dict(zip(answer.slate.video_ids, versions, strict=True)),
-        )
-        for video, version in zip(answer.slate.videos, versions, strict=True):
-            page.expected_s[version] += video.expected_watch_time_s
         now = time.monotonic()
         with self._lock:
-            self._pages[answer.request_id] = page
+            self._may_follow += (now - self._followed_at) * _PAGES_PER_S
+            self._may_follow, self._followed_at = min(self._may_follow, _PAGES_AT_ONCE), now
+            if self._may_follow >= 1.0:
+                self._may_follow -= 1.0
+                self._pages.append(_page_of(answer))
             due, self._sampled = (
                 (True, now) if now - self._sampled >= self.settings.sample_every_s else (False, self._sampled)
             )
@@ -102,33 +107,33 @@ class Monitor:
             except queue.Full:
                 return
 
-    def watched(self, events: Sequence[Event], new: Sequence[bool]) -> None:
-        """Events were kept; `new` says which were not there before."""
-        with self._lock:
-            for event, is_new in zip(events, new, strict=True):
-                page = self._pages.get(event.row.get("request_id") or "")
-                version = None if page is None else page.version_of.get(event.row.get("video_id"))
-                if is_new and event.table == "watches" and page is not None and version is not None:
-                    watch_time_s = event.row.get("watch_time_s") or 0.0
-                    page.observed_s[version] = page.observed_s.get(version, 0.0) + watch_time_s
-
-    def calibration(self, now_s: float | None = None) -> dict[int, tuple[float, float]]:
-        """Version -> seconds of watch time that were expected and that were observed, of settled pages.
+    def settle(self, now_s: float | None = None) -> None:
+        """Add up the pages that are old enough. While the user state cannot be read they wait.
 
         Args:
             now_s: since 1970; by default the clock.
         """
         settled_before = (time.time() if now_s is None else now_s) - self.settings.settle_s
-        with self._lock:
-            while self._pages:
-                page = next(iter(self._pages.values()))
-                if page.shown_at > settled_before and len(self._pages) <= _MOST_PAGES:
-                    break
-                self._pages.popitem(last=False)
+        while self._pages and self._pages[0].shown_at <= settled_before:
+            page = self._pages[0]
+            try:
+                rows = rows_of(self._service.store.events(page.user_id))
+            except StoreUnavailableError:
+                return
+            self._pages.popleft()
+            if not any(row.get("request_id") == page.request_id for row in rows.get("impressions", ())):
+                continue
+            with self._lock:
                 for version, expected_s in page.expected_s.items():
-                    sums = self._settled.setdefault(version, [0.0, 0.0])
-                    sums[0] += expected_s
-                    sums[1] += page.observed_s.get(version, 0.0)
+                    self._settled.setdefault(version, [0.0, 0.0])[0] += expected_s
+                for row in rows.get("watches", ()):
+                    version_of = page.version_of.get(row["video_id"])
+                    if row.get("request_id") == page.request_id and version_of is not None:
+                        self._settled[version_of][1] += row.get("watch_time_s") or 0.0
+
+    def calibration(self) -> dict[int, tuple[float, float]]:
+        """Version -> seconds of watch time that were expected and that were observed, of settled pages."""
+        with self._lock:
             return {version: (sums[0], sums[1]) for version, sums in self._settled.items()}
 
     def drift(self) -> dict[int, "InputDrift"]:
@@ -156,7 +161,7 @@ class Monitor:
 
     def tick(self, timeout_s: float) -> None:
         """Look at the next slate, if one comes in time, and at the champion's age."""
-        self.calibration()
+        self.settle()
         try:
             answer, context = self._waiting.get(timeout=timeout_s)
             self._look_at(answer, context)
@@ -204,6 +209,14 @@ class Monitor:
                 },
                 len(answer.slate.videos),
             )
+
+
+def _page_of(answer: Answer) -> _Page:
+    expected_s: dict[int, float] = collections.defaultdict(float)
+    for video, version in zip(answer.slate.videos, answer.versions, strict=True):
+        expected_s[version] += video.expected_watch_time_s
+    version_of = dict(zip(answer.slate.video_ids, answer.versions, strict=True))
+    return _Page(answer.request_id, answer.user_id, answer.at / 1e6, expected_s, version_of)
 
 
 class InputDrift:

@@ -12,7 +12,7 @@ from watchnext.serving.events import Event, id_of
 from watchnext.serving.experiment import Experiment
 from watchnext.serving.monitoring import InputDrift, Monitor, MonitorSettings
 from watchnext.serving.service import Answer, Served, Service
-from watchnext.serving.user_store import SqliteUserStore
+from watchnext.serving.user_store import SqliteUserStore, StoreUnavailableError
 
 AT = 1_768_000_000_000_000
 NOW_S = AT / 1e6
@@ -32,21 +32,60 @@ def watch(answer: Answer, place: int, seconds: float) -> Event:
 def test_expected_and_observed_watch_time_of_settled_pages(
     tmp_path: Path, versions: tuple[Served, Served]
 ) -> None:
-    service = Service(SqliteUserStore(tmp_path / "users.db"), versions[0])
+    """Of watches that another server was told of, which shares the users: it is not this monitor that hears of them."""
+    service, other = (Service(SqliteUserStore(tmp_path / "users.db"), versions[0]) for _ in range(2))
     monitor = Monitor(service, MonitorSettings(settle_s=600.0))
     pages = [service.recommend("somebody", 3, record=True, at=AT + n) for n in range(2)]
     for page in pages:
         monitor.shown(page, {})
     first = watch(pages[0], 1, 40.0)
-    monitor.watched([first, watch(pages[0], 2, 5.0)], [True, True])
-    monitor.watched([first], [False])  # was there already
-    elsewhere = Event("x", "y", "watches", {"video_id": 1, "watch_time_s": 9.0, "request_id": "z"})
-    monitor.watched([elsewhere], [True])
-    assert monitor.calibration(NOW_S + 599.0) == {}
+    other.add([first, watch(pages[0], 2, 5.0)])
+    other.add([first])
+    elsewhere = {"video_id": 1, "watched_at": AT, "watch_time_s": 9.0, "request_id": "z"}
+    other.add([Event("somebody", "y", "watches", elsewhere)])
+    monitor.settle(NOW_S + 599.0)
+    assert monitor.calibration() == {}
     expected = sum(watch_time_s(int(video)) for page in pages for video in page.slate.video_ids)
-    assert monitor.calibration(NOW_S + 601.0) == {1: (pytest.approx(expected, rel=1e-5), 45.0)}
-    monitor.watched([watch(pages[1], 0, 7.0)], [True])  # too late
-    assert monitor.calibration(NOW_S + 700.0)[1][1] == 45.0
+    monitor.settle(NOW_S + 601.0)
+    assert monitor.calibration() == {1: (pytest.approx(expected, rel=1e-5), 45.0)}
+    other.add([watch(pages[1], 0, 7.0)])  # too late
+    monitor.settle(NOW_S + 700.0)
+    assert monitor.calibration()[1][1] == 45.0
+    for one in (service, other):
+        one.store.close()
+
+
+def test_pages_wait_for_a_state_that_is_down_and_those_of_the_forgotten_count_no_more(
+    tmp_path: Path, versions: tuple[Served, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(SqliteUserStore(tmp_path / "users.db"), versions[0])
+    monitor = Monitor(service)
+    stays, leaves = (service.recommend(user, 3, record=True, at=AT) for user in ("stays", "leaves"))
+    for page in (stays, leaves):
+        monitor.shown(page, {})
+    service.store.forget("leaves")
+
+    def down(user_id: str) -> list[Event]:
+        raise StoreUnavailableError(user_id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(service.store, "events", down)
+        monitor.settle(NOW_S + 7200.0)
+        assert monitor.calibration() == {}
+    monitor.settle(NOW_S + 7200.0)
+    expected = sum(video.expected_watch_time_s for video in stays.slate.videos)
+    assert monitor.calibration() == {1: (pytest.approx(expected), 0.0)}
+    service.store.close()
+
+
+def test_more_pages_than_are_followed_are_sampled(tmp_path: Path, versions: tuple[Served, Served]) -> None:
+    service = Service(SqliteUserStore(tmp_path / "users.db"), versions[0])
+    monitor = Monitor(service)
+    page = service.recommend("somebody", 3, record=True, at=AT)
+    began = time.monotonic()
+    for _ in range(3000):
+        monitor.shown(page, {})
+    assert 1000 <= len(monitor._pages) <= 1001 + 5 * (time.monotonic() - began)
     service.store.close()
 
 
@@ -58,8 +97,9 @@ def test_drafted_pages_count_for_whose_each_video_is(tmp_path: Path, versions: t
     page = service.recommend("somebody", 4, record=True, at=AT)
     assert page.arm == "interleaved"
     monitor.shown(page, {})
-    monitor.watched([watch(page, place, 10.0 + place) for place in range(4)], [True] * 4)
-    found = monitor.calibration(NOW_S + 7200.0)
+    service.add([watch(page, place, 10.0 + place) for place in range(4)])
+    monitor.settle(NOW_S + 7200.0)
+    found = monitor.calibration()
     for version in (1, 2):
         places = [place for place in range(4) if page.versions[place] == version]
         assert len(places) == 2
