@@ -103,7 +103,11 @@ def make(project: Path, size: Size, versions: int = 1) -> Path:
 
 
 def _code_digest() -> str:
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    """Of what decides which files a world has: this module, and how towers are saved."""
+    from watchnext.models import forward
+
+    sources = Path(__file__).read_bytes() + Path(forward.__file__).read_bytes()
+    return hashlib.sha256(sources).hexdigest()[:12]
 
 
 def embeddings_of(size: Size, draw: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -242,8 +246,7 @@ def _write_retrieval(directory: Path, features: Path, embeddings: npt.NDArray[np
     import tensorflow as tf
 
     from watchnext.features.batches import Encoder
-    from watchnext.models.retrieval import QueryTower
-    from watchnext.models.towers import save_signature
+    from watchnext.models.retrieval import QueryTower, save_query_tower
 
     encoder = Encoder.load(features)
     tower = QueryTower(
@@ -274,7 +277,7 @@ def _write_retrieval(directory: Path, features: Path, embeddings: npt.NDArray[np
             kernel[: 2 * EMBEDDING_DIM] = both.T[:, : EMBEDDING_DIM - 1]
         layer.kernel.assign(kernel)
     directory.mkdir(parents=True)
-    save_signature(tower, tower.serve, str(directory / "query_tower"))
+    save_query_tower(tower, directory / "query_tower")
     np.save(directory / "candidate_embeddings.npy", embeddings)
     _manifest(
         directory,

@@ -1,8 +1,10 @@
 """Ranking (paper, section 4): expected watch time of one impression, by weighted logistic regression."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -11,7 +13,7 @@ import tensorflow_recommenders as tfrs
 from watchnext.errors import InputError
 from watchnext.features.batches import FeatureSpec
 from watchnext.features.quantiles import BELOW_ONE, LARGEST
-from watchnext.models import training
+from watchnext.models import forward, training
 from watchnext.models.calibration import WatchTimeCurve
 from watchnext.models.checkpoints import Checkpoints
 from watchnext.models.losses import Odds, expected_watch_time_s, weighted_logistic_loss
@@ -33,6 +35,7 @@ from watchnext.models.workers import ALONE, Workers
 _SIDES = ("query", "impression")
 _NORMALIZED = "normalized_"
 _UNKNOWN_SHARE = 0.1  # of training rows, see RankingTower
+_SAMPLE_ROWS = 64
 _ROWS = "the query side has neither one row nor one per impression: rows of both sides"
 
 
@@ -46,7 +49,7 @@ class QuantileNormalizer(tf.keras.layers.Layer):
         x = u_k               (first_k + last_k) / 2 / (n - 1)
         u_{k-1} < x < u_k     ( last_{k-1} + (x - u_{k-1}) / (u_k - u_{k-1}) * (first_k - last_{k-1}) ) / (n - 1)
 
-    so that a row of a table per interval, found by one binary search, says all.
+    so that a row of a table per interval (`forward.intervals`), found by one binary search, says all.
 
     Args:
         boundaries: one ascending array per feature; empty for a feature that is always missing.
@@ -54,10 +57,7 @@ class QuantileNormalizer(tf.keras.layers.Layer):
 
     def __init__(self, boundaries: Sequence[np.ndarray]) -> None:
         super().__init__(name="quantile_normalizer", trainable=False)
-        rows = [_intervals(np.clip(edges, -LARGEST, LARGEST).astype(np.float32)) for edges in boundaries]
-        longest = max((len(row) for row in rows), default=1)
-        # What pads a feature with fewer boundaries lies behind its last interval and is never found.
-        table = np.stack([np.pad(row, ((0, longest - len(row)), (0, 0)), mode="edge") for row in rows])
+        table = forward.padded_intervals(boundaries)
         self.edges = tf.constant(table[:, :, 0])
         self.table = tf.constant(table)
         self.run = tf.function(
@@ -73,25 +73,6 @@ class QuantileNormalizer(tf.keras.layers.Layer):
         edge, at_edge, below, width, start, rise = tf.unstack(interval, axis=-1)
         place = tf.where(x == edge, at_edge, start + (x - below) / width * rise)
         return tf.transpose(tf.where(missing, np.nan, tf.minimum(place, BELOW_ONE)))
-
-
-def _intervals(edges: np.ndarray) -> np.ndarray:
-    """float32 [distinct edges + 1, 6]: the upper edge of an interval and the value there, its lower edge and its width, the
-    value above the lower edge and how much it rises from there to below the upper one; +inf is the edge of the last."""
-    if len(edges) == 0:
-        return np.array([[np.inf, np.nan, 0.0, 1.0, np.nan, 0.0]], np.float32)
-    distinct, first, count = np.unique(edges, return_index=True, return_counts=True)
-    last = first + count - 1
-    highest = max(len(edges) - 1, 1)
-    upper = np.append(distinct, np.inf)
-    value = np.append((first + last) / 2 / highest, 1.0)
-    lower = np.append(0.0, distinct)
-    width = np.r_[1.0, np.diff(distinct.astype(np.float64)), 1.0]
-    start = np.append(0.0, last / highest)
-    rise = np.r_[0.0, (first[1:] - last[:-1]) / highest, 0.0]
-    if len(edges) == 1:
-        value[0], start[1] = 0.5, 1.0
-    return np.stack([upper, value, lower, width, start, rise], axis=1).astype(np.float32)
 
 
 class IdWeights(tf.keras.layers.Layer):
@@ -196,6 +177,12 @@ class RankingTower(tf.keras.Model):
         self.continuous = {
             side: tuple(spec.name for spec in specs if spec.kind == "continuous")
             for side, specs in self.by_side.items()
+        }
+        self.vocabulary_sizes = dict(vocabulary_sizes)
+        self.boundaries = {
+            name: np.asarray(boundaries[name], np.float64)
+            for names in self.continuous.values()
+            for name in names
         }
         self.logit_bound = logit_bound
         self.unit_s = unit_s
@@ -340,6 +327,35 @@ class RankingTower(tf.keras.Model):
         else:
             seconds = self.curve.expected_watch_time_s(logits)
         return {"expected_watch_time_s": seconds, "logit": logits}
+
+    def forward_plan(self) -> dict[str, Any]:
+        """What `forward.Ranker` makes of the weights what this serves."""
+        place = {id(weight): number for number, weight in enumerate(self.weights)}
+        side_of = {spec.name: spec.side for spec in self.served}
+        begins = {} if self.id_weights is None else self.id_weights.begins
+        sides = [
+            {
+                "features": [dataclasses.asdict(spec) for spec in self.served if spec.side == side],
+                "boundaries": [self.boundaries[name].tolist() for name in self.continuous[side]],
+                "id_weights": [(name, begin) for name, begin in begins.items() if side_of[name] == side],
+                "width": width,
+            }
+            for side, width in zip(_SIDES, self.widths, strict=True)
+            if self.by_side[side]
+        ]
+        return {
+            "kind": "ranker",
+            "sides": sides,
+            "tables": {space: place[id(table.table)] for space, table in self.tables.items()},
+            "nets": [
+                [(place[id(layer.kernel)], place[id(layer.bias)]) for layer in net] for net in self.nets
+            ],
+            "powers": self.powers,
+            "id_weights": None if self.id_weights is None else place[id(self.id_weights.table)],
+            "logit_bound": self.logit_bound,
+            "unit_s": self.unit_s,
+            "curve": None if self.curve is None else dataclasses.asdict(self.curve),
+        }
 
     def calibrate(self, curve: WatchTimeCurve | None) -> None:
         """Serve the expected watch time that `curve` says of a logit; None: the odds."""
@@ -551,7 +567,8 @@ def save(model: RankingModel, directory: Path) -> None:
     """Write `ranker/` (SavedModel) into `directory`.
 
     Beside `serving_default`, which takes every input by its name, it has the signature `packed`, see
-    `towers.save_signature`: to bind dozens of inputs costs half a millisecond of each request.
+    `towers.save_signature`: to bind dozens of inputs costs half a millisecond of each request. A server computes with
+    neither, but with `models.forward`.
     """
     tower = model.tower
     layout = {
@@ -584,6 +601,10 @@ def save(model: RankingModel, directory: Path) -> None:
         str(directory / "ranker"),
         packed=packed,
         layout={name: members for name, members in layout.items() if members},
+        plan=tower.forward_plan(),
+        sample=forward.sample_of(
+            tower.served, tower.vocabulary_sizes, _SAMPLE_ROWS, boundaries=tower.boundaries
+        ),
     )
 
 

@@ -4,9 +4,10 @@ The classifier over all videos is trained by sampled softmax: negatives drawn fr
 shared by the batch, and the labels of the batch, each corrected for how often it is expected to be drawn.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ import tensorflow_recommenders as tfrs
 from watchnext.console import say
 from watchnext.errors import InputError
 from watchnext.features.batches import UNWATCHED_LABEL, FeatureSpec
-from watchnext.models import training
+from watchnext.models import forward, training
 from watchnext.models.checkpoints import Checkpoints
 from watchnext.models.losses import Estimator, sampled_softmax_loss
 from watchnext.models.samplers import Sampler, SamplerKind, expected_candidate_count, make_sampler
@@ -42,6 +43,7 @@ HISTORY = "history"
 SHOWN_UNWATCHED = "shown_unwatched"
 EXAMPLE_AGE = "example_age_s"
 USER = "user"
+_SAMPLE_ROWS = 16
 
 Head = Literal["relu", "linear"]
 """What gives the query embedding. `relu`: the last ReLU layer, D wide, as in the paper (section 3.5), so that no component
@@ -95,6 +97,7 @@ class QueryTower(tf.keras.Model):
                 f"a query tower needs inputs, and knows no continuous ones but its age: {strange}"
             )
         self.features = tuple(features)
+        self.vocabulary_sizes = dict(vocabulary_sizes)
         self.embedding_dim = embedding_dim
         self.pooling: Pooling = pooling
         self.dropout = {HISTORY: watch_dropout, SHOWN_UNWATCHED: shown_dropout}
@@ -181,6 +184,28 @@ class QueryTower(tf.keras.Model):
         if EXAMPLE_AGE in inputs:
             inputs = {**inputs, EXAMPLE_AGE: inputs[EXAMPLE_AGE] + self.serving_example_age_s}
         return {"embedding": self(inputs)}
+
+    def forward_plan(self) -> dict[str, Any]:
+        """What `forward.Query` makes of the weights what this serves."""
+        place = {id(weight): number for number, weight in enumerate(self.weights)}
+        return {
+            "kind": "query",
+            "features": [dataclasses.asdict(spec) for spec in self.features],
+            "tables": {space: place[id(table.table)] for space, table in self.tables.items()},
+            "pooling": self.pooling,
+            "layers": [
+                (
+                    place[id(layer.kernel)],
+                    place[id(layer.bias)],
+                    layer.activation is tf.keras.activations.relu,
+                )
+                for layer in self.tower.layers
+            ],
+            "head": self.head,
+            "longest_example_age_s": self.longest_example_age_s,
+            "serving_example_age_s": self.serving_example_age_s,
+            "unwatched_labels": self.unwatched_labels,
+        }
 
 
 class RetrievalModel(tfrs.Model):
@@ -439,9 +464,20 @@ def embed_queries(
     return np.concatenate(parts) if parts else np.empty((0, tower.embedding_dim), np.float32)
 
 
+def save_query_tower(tower: QueryTower, directory: Path) -> None:
+    """Write a SavedModel, with what `models.forward` makes of it."""
+    save_signature(
+        tower,
+        tower.serve,
+        str(directory),
+        plan=tower.forward_plan(),
+        sample=forward.sample_of(tower.features, tower.vocabulary_sizes, _SAMPLE_ROWS),
+    )
+
+
 def save(model: RetrievalModel, directory: Path) -> None:
     """Write `query_tower/` (SavedModel) and `candidate_embeddings.npy` (float32 [V, D]) into `directory`."""
-    save_signature(model.query_tower, model.query_tower.serve, str(directory / "query_tower"))
+    save_query_tower(model.query_tower, directory / "query_tower")
     np.save(directory / "candidate_embeddings.npy", model.candidate_embeddings.numpy())
 
 

@@ -1,5 +1,6 @@
 """What both models are built of: embedding tables whose index 0 is the zero vector, and ReLU towers."""
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from watchnext.features.batches import FeatureSpec
+from watchnext.models import forward
 from watchnext.models.workers import of_mean_loss
 
 Pooling = Literal["mean", "sum", "max"]
@@ -247,6 +249,8 @@ def save_signature(
     *,
     packed: tf.types.experimental.GenericFunction | None = None,
     layout: Mapping[str, Sequence[str]] | None = None,
+    plan: Mapping[str, Any] | None = None,
+    sample: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Save `serve` (a tf.function of named inputs, with its input signature) as the SavedModel at `path`.
 
@@ -255,9 +259,20 @@ def save_signature(
 
     `packed` computes the same from fewer inputs, of which those in `layout` hold several of `serve`'s as columns, in the
     order of the names there. It is stored as a second signature, with `layout` as JSON in a variable of that name.
+
+    `plan` says what `models.forward` needs to compute the same (`load_forward`); it is stored as JSON in a variable of that
+    name, once it has given for `sample`, encoded inputs, what `serve` gives.
+
+    Raises:
+        ValueError: it has not.
     """
     module = tf.Module()
     module.tower_weights = tower.weights
+    if plan is not None and sample is not None:
+        computed = forward.KINDS[plan["kind"]](plan, [weight.numpy() for weight in tower.weights])(sample)
+        wanted = serve({name: tf.constant(values) for name, values in sample.items()})
+        forward.held_to(computed, {name: values.numpy() for name, values in wanted.items()})
+        module.plan = tf.Variable(json.dumps(plan), trainable=False)
     module.serve = serve
     signatures = {"serving_default": serve}
     if packed is not None:
@@ -300,3 +315,22 @@ def load_signature(path: str) -> Callable[[Mapping[str, np.ndarray]], dict[str, 
     # The signature holds only weak references to its variables.
     call.module = module  # type: ignore[attr-defined]
     return call
+
+
+def load_forward(path: str) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """What a SavedModel serves, as `load_signature` gives it, computed by NumPy where the model has a plan of it.
+
+    For one request at a time: the graph is asked for many rows, and by whatever compares models.
+    """
+    stored = tf.train.load_checkpoint(f"{path}/variables/variables")
+    if not stored.has_tensor(_stored_as("plan")):
+        return load_signature(path)
+    plan = json.loads(stored.get_tensor(_stored_as("plan")))
+    names = (_stored_as(f"tower_weights/{place}") for place in itertools.count())
+    weights = [stored.get_tensor(name) for name in itertools.takewhile(stored.has_tensor, names)]
+    return forward.KINDS[plan["kind"]](plan, weights)
+
+
+def _stored_as(attribute: str) -> str:
+    """Where a checkpoint keeps an attribute of the saved module."""
+    return f"{attribute}/.ATTRIBUTES/VARIABLE_VALUE"

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
 
 from watchnext.bundle import Bundle
 from watchnext.config import Exclude
@@ -60,7 +61,7 @@ Draw = Callable[[int, int], tuple[Sequence[int], Sequence[float]]]
 """(candidates, slots) -> ranks of the videos of a slate in its order, from 0, and the probability of each to stand there."""
 
 Model = Callable[[Mapping[str, npt.NDArray[Any]]], Mapping[str, npt.NDArray[Any]]]
-"""A SavedModel's signature: named arrays to named arrays."""
+"""What a SavedModel serves: named arrays to named arrays."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,16 @@ class Recommender:
         Raises:
             InputError: the bundle's models do not take the inputs that its features make.
         """
+        # A request's products are small, and requests come beside each other: a second thread would wait, spinning, for the
+        # core that the next one needs. For this process as a whole, and so for every way to ask for a slate.
+        threadpool_limits(1, "blas")
         with quiet_native_logs():
             from watchnext.index.scann import ScannSearcher
-            from watchnext.models.towers import load_signature
+            from watchnext.models.towers import load_forward
 
             searcher = ScannSearcher.load(bundle.index / "scann")
-            query_tower = load_signature(str(bundle.query_tower))
-            ranker: Model = load_signature(str(bundle.ranker))
+            query_tower = load_forward(str(bundle.query_tower))
+            ranker: Model = load_forward(str(bundle.ranker))
             if not bundle.ranks_one_query:
                 ranker = _with_rows_of_both_sides(ranker)
         encoder = Encoder.load(bundle.features)
@@ -491,15 +495,22 @@ class VideoTable:
         """The facts of a video; all absent for one that the bundle does not know."""
         return self.facts_of([video_id])[video_id]
 
-    def facts_of(self, video_ids: Iterable[Id]) -> dict[Id, VideoFacts]:
-        """The facts of some videos by id, a column at a time: see `facts`."""
+    def facts_of(self, video_ids: Iterable[Id], names: Collection[str] | None = None) -> dict[Id, VideoFacts]:
+        """The facts of some videos by id, a column at a time: see `facts`.
+
+        Args:
+            video_ids: which.
+            names: the facts that are wanted, the others are then absent; None: all.
+        """
         places = {video_id: self._by_id.index_of(video_id) - 1 for video_id in video_ids}
         known = [video_id for video_id, place in places.items() if place >= 0]
         taken = pa.array([places[video_id] for video_id in known], pa.int64())
-        columns = [self._to_list(column.take(taken)) for column in self._table.values()]
+        # Rows of a large table lie anywhere in memory: each column that is not read counts.
+        read = [name for name in self._table if name != "video_id" and (names is None or name in names)]
+        columns = [self._to_list(self._table[name].take(taken)) for name in read]
         facts = {video_id: VideoFacts(video_id) for video_id, place in places.items() if place < 0}
-        for video_id, row in zip(known, zip(*columns, strict=True), strict=True):
-            facts[video_id] = VideoFacts(**dict(zip(self._table, row, strict=True)))
+        for video_id, *row in zip(known, *columns, strict=True):
+            facts[video_id] = VideoFacts(video_id, **dict(zip(read, row, strict=True)))
         return facts
 
     def _to_list(self, column: pa.Array) -> list[Any]:
@@ -571,8 +582,11 @@ def _without(
     scores: npt.NDArray[np.float32],
     at_most: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The first so many rows, and their scores, that are not banned."""
-    kept = np.flatnonzero(~np.isin(rows, banned))[:at_most] if len(banned) else slice(at_most)
+    """The first so many rows, and their scores, that are not among `banned`, which ascends."""
+    if len(banned) == 0:
+        return rows[:at_most], scores[:at_most]
+    place = np.minimum(np.searchsorted(banned, rows), len(banned) - 1)
+    kept = np.flatnonzero(banned[place] != rows)[:at_most]
     return rows[kept], scores[kept]
 
 
