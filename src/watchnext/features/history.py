@@ -586,25 +586,27 @@ def _blocks(engine: Engine, streams: Streams, one: AsOf, length: int, since: int
 
 @dataclass
 class _Running:
-    """Instants in order, and sums over all events up to each."""
+    """Instants in order, and the sum of a number over all events up to each."""
 
-    width: int
     instants: list[int] = field(default_factory=list)
-    sums: list[tuple[int, ...]] = field(default_factory=list)
+    sums: list[int] = field(default_factory=list)
 
-    def add(self, at: int, values: tuple[int, ...]) -> None:
+    def add(self, at: int, value: int) -> None:
+        if not self.instants or at >= self.instants[-1]:
+            self.sums.append(self.sums[-1] + value if self.sums else value)
+            self.instants.append(at)
+            return
         place = bisect.bisect_right(self.instants, at)
-        before = self.sums[place - 1] if place else (0,) * self.width
         self.instants.insert(place, at)
-        self.sums.insert(place, tuple(old + new for old, new in zip(before, values, strict=True)))
-        for later in range(place + 1, len(self.sums)):
-            self.sums[later] = tuple(old + new for old, new in zip(self.sums[later], values, strict=True))
+        self.sums.insert(place, (self.sums[place - 1] if place else 0))
+        for later in range(place, len(self.sums)):
+            self.sums[later] += value
 
-    def before(self, at: int) -> tuple[int, tuple[int, ...], int | None]:
-        """Of the events strictly before `at`: their number, their sums, the instant of the last."""
+    def before(self, at: int) -> tuple[int, int, int | None]:
+        """Of the events strictly before `at`: how many there are, the sum of their numbers, the instant of the last."""
         number = bisect.bisect_left(self.instants, at)
         if number == 0:
-            return 0, (0,) * self.width, None
+            return 0, 0, None
         return number, self.sums[number - 1], self.instants[number - 1]
 
 
@@ -616,8 +618,8 @@ class UserHistory:
     """
 
     def __init__(self) -> None:
-        self._impressions = _Running(width=1)
-        self._watches_of_clicks = _Running(width=1)
+        self._impressions = _Running()
+        self._watches_of_clicks = _Running()
         self._impressions_of_video: dict[Id, _Running] = {}
         self._unclicked_of_video: dict[Id, list[int]] = {}
         self._shown_unwatched: list[tuple[int, Id]] = []
@@ -676,17 +678,23 @@ class UserHistory:
         del channel_id, topics  # Accepted so that callers need not change when a feature asks for them.
         at = to_microseconds(shown_at)
         click = int(clicked)
-        self._impressions.add(at, (click,))
+        self._impressions.add(at, click)
         if clicked:
-            self._watches_of_clicks.add(end_of_watch(at, watch_time_s), (to_milliseconds(watch_time_s),))
+            self._watches_of_clicks.add(end_of_watch(at, watch_time_s), to_milliseconds(watch_time_s))
         else:
             bisect.insort(self._shown_unwatched, (at, video_id))
             bisect.insort(self._unclicked_of_video.setdefault(video_id, []), at)
-        self._impressions_of_video.setdefault(video_id, _Running(width=1)).add(at, (1 - click,))
+        of_video = self._impressions_of_video.get(video_id)
+        if of_video is None:
+            of_video = self._impressions_of_video[video_id] = _Running()
+        of_video.add(at, 1 - click)
         self._add_context(at, device, logged_in)
 
     def _add_context(self, at: int, device: str | None, logged_in: bool | None) -> None:
         """Two requests of one instant may differ: of each fact the greatest value then."""
+        if not self._contexts or at > self._contexts[-1][0]:
+            self._contexts.append((at, device, logged_in))
+            return
         place = bisect.bisect_left(self._contexts, at, key=lambda context: context[0])
         if place < len(self._contexts) and self._contexts[place][0] == at:
             _, other_device, other_logged_in = self._contexts[place]
@@ -760,12 +768,12 @@ class UserHistory:
 
     def impressions(self, before: Instant) -> tuple[int, int]:
         """Number of impressions, and of clicks among them: a click is known to the next request."""
-        number, (clicks,), _ = self._impressions.before(to_microseconds(before))
+        number, clicks, _ = self._impressions.before(to_microseconds(before))
         return number, clicks
 
     def watches_of_clicks(self, before: Instant) -> tuple[int, int]:
         """Number of clicked impressions whose watch has ended, and their watch time in milliseconds."""
-        number, (watch_time_ms,), _ = self._watches_of_clicks.before(to_microseconds(before))
+        number, watch_time_ms, _ = self._watches_of_clicks.before(to_microseconds(before))
         return number, watch_time_ms
 
     def impressions_of(self, video_id: Id, before: Instant) -> tuple[int, int | None]:
@@ -773,7 +781,7 @@ class UserHistory:
         running = self._impressions_of_video.get(video_id)
         if running is None:
             return 0, None
-        _, (misses,), last_at = running.before(to_microseconds(before))
+        _, misses, last_at = running.before(to_microseconds(before))
         return misses, last_at
 
     def last_unclicked_at(self, video_id: Id, before: Instant) -> int | None:
@@ -826,7 +834,10 @@ def from_tables(
     users: dict[Id, UserHistory] = {}
 
     def of(row: Mapping[str, Any]) -> UserHistory:
-        return users.setdefault(row["user_id"], UserHistory())
+        user = users.get(row["user_id"])
+        if user is None:
+            user = users[row["user_id"]] = UserHistory()
+        return user
 
     for row in rows.get("history", ()):
         of(row).add_earlier_watch(row["video_id"], row["position"], row.get("completed", True))

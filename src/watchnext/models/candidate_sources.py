@@ -15,7 +15,7 @@ and how popular videos were over the complete days before: nothing at or after t
 
 import datetime
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,6 +157,11 @@ class Popularity:
         return fresh[np.argsort(-self._uploaded[fresh], kind="stable")]
 
     @cached_property
+    def newest_ages(self) -> npt.NDArray[np.int64]:
+        """Minus the upload of each of `newest`, ascending: not to be made for every request."""
+        return -self._uploaded[self.newest]
+
+    @cached_property
     def channel_rate(self) -> npt.NDArray[np.float64]:
         """[num_channels] sum of the rates of a channel's videos."""
         inside = self._channels >= 0
@@ -180,6 +185,7 @@ class Requests:
         popularity: of the day.
         queries: float32 [B, D] query embeddings; None where no tower is asked.
         personal: bool [B], whether anything is known of what the user did; the tower answers nobody else. None: all.
+        kept: what a source has found out of a request that is alone, and needs again, by source.
     """
 
     at: npt.NDArray[np.int64]
@@ -187,6 +193,7 @@ class Requests:
     popularity: Popularity
     queries: npt.NDArray[np.float32] | None = None
     personal: npt.NDArray[np.bool_] | None = None
+    kept: dict["Retriever", Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.at)
@@ -331,7 +338,9 @@ class CoWatched(PerRequest):
     def candidates(self, requests: Requests, number: int, k: int) -> tuple[Ints, Floats]:
         """See `PerRequest.candidates`."""
         del k
-        found, scores = self._summed(requests.history[number])
+        found, scores = summed = self._summed(requests.history[number])
+        if len(requests) == 1:
+            requests.kept[self] = summed
         some = (found >= 0) & (scores > 0)
         found, scores = found[some], scores[some]
         order = np.argsort(-scores, kind="stable")
@@ -342,7 +351,7 @@ class CoWatched(PerRequest):
         size = len(self.neighbours)
         if len(requests) == 1:
             # Serving never needs the table of all pairs, which takes more memory than the rest of a large corpus.
-            found, values = self._summed(requests.history[0])
+            found, values = requests.kept.get(self) or self._summed(requests.history[0])
             at = np.minimum(np.searchsorted(found, rows), len(found) - 1)
             summed = np.where(found[at] == rows, values[at], 0.0)
             nobody = not (requests.history[0] > 0).any()
@@ -484,7 +493,7 @@ class Fresh(PerRequest):
     def candidates(self, requests: Requests, number: int, k: int) -> tuple[Ints, Floats]:
         """See `PerRequest.candidates`."""
         newest = requests.popularity.newest
-        first = int(np.searchsorted(-self.corpus.uploaded[newest], -requests.at[number], side="right"))
+        first = int(np.searchsorted(requests.popularity.newest_ages, -requests.at[number], side="right"))
         found = newest[first : first + k]
         freshness = self._freshness(requests.at[number], found)
         return found[freshness > 0], freshness[freshness > 0]

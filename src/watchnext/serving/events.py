@@ -15,6 +15,9 @@ from watchnext import schema
 from watchnext.features.history import Id, UserHistory, from_tables
 from watchnext.features.ranking_features import VideoFacts
 
+_encoded = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+"""Made once: `json.dumps` makes an encoder for each event."""
+
 EventTable = Literal["history", "watches", "impressions", "searches"]
 EVENT_TABLES: tuple[EventTable, ...] = ("history", "watches", "impressions", "searches")
 
@@ -38,7 +41,7 @@ class Event:
 
     def to_json(self) -> str:
         """Table and row, for a store."""
-        return json.dumps([self.table, self.row], separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return _encoded([self.table, self.row])
 
     @classmethod
     def from_json(cls, user_id: str, event_id: str, text: str | bytes) -> "Event":

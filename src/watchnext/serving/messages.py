@@ -303,7 +303,7 @@ class Problem(BaseModel):
 
 def told(answer: Answer) -> dict[str, Any]:
     """A `RecommendResponse` as JSON has it."""
-    facts = answer.served.recommender.videos.facts_of(answer.slate.video_ids)
+    facts = answer.served.recommender.videos.facts_of(answer.slate.video_ids, ("uploaded_at",))
     return {
         "request_id": answer.request_id,
         "user_id": answer.user_id,

@@ -224,8 +224,10 @@ class Service:
 
 
 def facts_among(events: Sequence[Event], videos: VideoTable) -> Callable[[Id], VideoFacts]:
-    """Facts of the videos that events are about, for `history_of`; looked up together, which takes a fraction."""
-    return videos.facts_of({event.row["video_id"] for event in events if "video_id" in event.row}).__getitem__
+    """Facts of the videos that events are about, those that `history_of` asks for: looked up together, which takes a
+    fraction."""
+    about = {event.row["video_id"] for event in events if "video_id" in event.row}
+    return videos.facts_of(about, ("channel_id", "topics")).__getitem__
 
 
 def load(uri: str, root: Path, store: str) -> Service:
