@@ -105,6 +105,7 @@ def _train(work: Path) -> tuple[Path, Path]:
     from watchnext import config
     from watchnext.config import TrainingParams
     from watchnext.engine import EngineParams
+    from watchnext.models.warm_start import WarmStart
     from watchnext.stages import featurize, train_retrieval
 
     model, features = work / "retrieval", work / "features"
@@ -121,9 +122,7 @@ def _train(work: Path) -> tuple[Path, Path]:
     )
     params = config.load_section("train_retrieval", train_retrieval.Params)
     training = config.load_section("training", TrainingParams)
-    start = work / "start"
-    start.mkdir(exist_ok=True)
-    (start / "manifest.json").write_text('{"origin": null}', encoding="utf-8")
+    start = WarmStart.write_none(work / "start")
     train_retrieval.train_retrieval(params, training, seed, features, start, model, work / "report-train")
     return model, features
 

@@ -58,7 +58,7 @@ def train(large: Size, small: Size, rounds: int) -> dict[str, Any]:
         for name, size in (("large", large), ("small", small)):
             command = [sys.executable, "-m", "benchmarks.train.ours", str(size), str(NEGATIVES)]
             contenders.append(Contender(name, command, {task: STEPS}))
-        rates = interleave(contenders, rounds)
+        rates = interleave(contenders, rounds, "bench-scale")
     finally:
         for contender in contenders:
             contender.process.kill()

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import CannotMeasure
-from benchmarks.train.contender import ROOT, Contender, Rates, interleave, say
+from benchmarks.train.contender import ROOT, Contender, Rates, interleave
 from benchmarks.train.data import BAG_LENGTH, BATCH_SIZE, Size, multiply_adds
+from watchnext.console import say
 
+PROGRAM = "bench-train"
 NEGATIVES = 4000
 FURTHER_NEGATIVES = 2000
 RECHUB_NEGATIVES = 3
@@ -110,7 +112,7 @@ def main() -> int:
         # Three groups, so that no more than two large models are in memory at once.
         few = start("ours-few", "ours", [Size(args.few, large.embedding_dim), NEGATIVES], {train: 6}, here)
         tfrs = start("tfrs", "tfrs_tutorial", [large], {"train": 4}, here)
-        beside_tfrs = interleave([ours, ours_small, few, tfrs], args.rounds)
+        beside_tfrs = interleave([ours, ours_small, few, tfrs], args.rounds, PROGRAM)
         few.end()
         tfrs.end()
         ours.tasks = {train: ours.tasks[train]}
@@ -119,11 +121,11 @@ def main() -> int:
         rechub_small = start(
             "rechub-small", "rechub", [small, RECHUB_NEGATIVES], {"train": 3}, args.peers_python
         )
-        beside_rechub = interleave([ours, ours_small, rechub, rechub_small], fewer_rounds)
+        beside_rechub = interleave([ours, ours_small, rechub, rechub_small], fewer_rounds, PROGRAM)
         for contender in (ours_small, rechub, rechub_small):
             contender.end()
         full = start("full", "full_softmax", [large], {"float32": 1, "bfloat16": 1}, here)
-        beside_full = interleave([ours, full], fewer_rounds)
+        beside_full = interleave([ours, full], fewer_rounds, PROGRAM)
         result = summarise(
             beside_tfrs,
             beside_rechub,
@@ -133,7 +135,7 @@ def main() -> int:
             tower_inputs=ours.facts["tower_inputs"],
         )
     except CannotMeasure as error:
-        say(str(error))
+        say(f"{PROGRAM}: {error}")
         return 1
     finally:
         for contender in contenders:

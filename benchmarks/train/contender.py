@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import CannotMeasure
+from watchnext.console import say
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_ANSWER = 300
@@ -60,18 +60,12 @@ class Contender:
         return answer
 
 
-def interleave(contenders: Sequence[Contender], rounds: int) -> Rates:
-    """Every task of every contender once a round."""
+def interleave(contenders: Sequence[Contender], rounds: int, program: str) -> Rates:
+    """Every task of every contender once a round; `program` tells the reader how far it is."""
     rates: Rates = {}
     for number in range(rounds):
         for contender in contenders:
             for task in contender.tasks:
                 rates.setdefault(f"{contender.name} {task}", []).append(contender.measure(task))
-        say(f"round {number + 1} of {rounds}")
+        say(f"{program}: round {number + 1} of {rounds}")
     return rates
-
-
-def say(message: str) -> None:
-    """A line for the reader; the last line of stdout is the result's alone."""
-    sys.stderr.write(f"bench-train: {message}\n")
-    sys.stderr.flush()

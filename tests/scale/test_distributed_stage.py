@@ -15,6 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from watchnext.errors import InputError
+from watchnext.models.warm_start import WarmStart
 from watchnext.registry import DATABASE
 from watchnext.stages._workers import LOGS, stage_command, train_on_loopback
 from watchnext.tracking import Tracker
@@ -37,8 +38,7 @@ def make_project(
         (root / DATABASE).parent.mkdir(parents=True)
         shutil.copy2(empty_mlflow_database, root / DATABASE)
         shutil.copytree(world_features, root / "data" / "features")
-        (root / "data" / "start").mkdir()
-        (root / "data" / "start" / "manifest.json").write_text('{"origin": null}', encoding="utf-8")
+        WarmStart.write_none(root / "data" / "start")
         shutil.copy2(ROOT / "dvc.yaml", root / "dvc.yaml")
         (root / "src").symlink_to(ROOT / "src")
         yaml = YAML()

@@ -1,6 +1,5 @@
 """A registry that a team shares: two machines' worth of processes, and a database that goes down."""
 
-import multiprocessing
 import os
 import shutil
 import socket
@@ -13,7 +12,7 @@ import pytest
 from decided_steps import Step, compare, promote, roll_back
 from fake_mlflow import Killed, KilledAtWrite
 from postgresql import PostgreSQL
-from team_servers import Team, crown, machine
+from team_servers import Team, crown_at_once, machine
 from test_registry import Project
 
 from watchnext.addresses import without_passwords
@@ -60,19 +59,7 @@ def test_two_machines_promote_against_one_registry(
     assert team.conceals_passwords(str(refused.value))
     assert registry._aliases(name) == {"champion": 1}
 
-    processes = multiprocessing.get_context("spawn")
-    gate, answers = processes.Barrier(2), processes.SimpleQueue()
-    both = [
-        processes.Process(target=crown, args=(root, variables, name, number, gate, answers))
-        for root, number in ((here, 2), (there, 3))
-    ]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join()
-    said = dict(answers.get() for _ in both)
-    (winner,) = (number for number, answer in said.items() if answer == "crowned")
-    (loser,) = (answer for answer in said.values() if answer != "crowned")
+    winner, loser = crown_at_once(name, {2: here, 3: there}, variables)
     assert f"champion is version {winner}" in loser
     assert other._aliases(name) == {"champion": winner, "previous": 1}
     assert [event.version for event in other.history(name)] == [1, winner]

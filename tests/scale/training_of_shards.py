@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from watchnext.config import TrainingParams
+from watchnext.models.warm_start import WarmStart
 from watchnext.stages.train_retrieval import Labels, Params, train_retrieval
 
 
@@ -22,9 +23,7 @@ def main() -> None:
         tuning_events=10,
         labels=Labels(shown_share=0),
     )
-    start = out / "start"
-    start.mkdir(parents=True)
-    (start / "manifest.json").write_text('{"origin": null}', encoding="utf-8")
+    start = WarmStart.write_none(out / "start")
     metrics = train_retrieval(
         params, TrainingParams(examples_in_memory=at_once), 1, features, start, out / "model", out / "report"
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from watchnext.config import RecommendParams, TrainingParams
+from watchnext.models.warm_start import WarmStart
 from watchnext.stages.build_index import Params as IndexParams
 from watchnext.stages.build_index import build_index
 from watchnext.stages.evaluate import Params as EvaluateParams
@@ -34,9 +35,7 @@ def run_model_stages(root: Path, tables: Path, features: Path, *, epochs: int, b
     retrieval, index, sources, ranking = (
         root / name for name in ("retrieval", "index", "sources", "ranking")
     )
-    start = root / "start"
-    start.mkdir(parents=True)
-    (start / "manifest.json").write_text('{"origin": null}', encoding="utf-8")
+    start = WarmStart.write_none(root / "start")
     return {
         "train_retrieval": train_retrieval(
             RetrievalParams(epochs=epochs, embedding_dim=8), training, 1, features, start, retrieval,

@@ -1,6 +1,7 @@
 """A team's servers, each a real one: PostgreSQL, MLflow in front of it, Redis; and two machines that share nothing else."""
 
 import contextlib
+import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from watchnext.registry import LOCK_VARIABLE, Registry
 PASSWORD = "pass-word/of?the:database"
 QUOTED = "pass-word%2Fof%3Fthe%3Adatabase"
 STATE_PASSWORD = "password-of-the-user-state"
+CROWNED = "crowned"
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,35 @@ def machine(root: Path, variables: Mapping[str, str], monkeypatch: pytest.Monkey
     return root
 
 
-def crown(root: Path, variables: Mapping[str, str], name: str, number: int, gate: Any, answers: Any) -> None:
-    """On a machine of its own: crown a version over version 1, at the same time as others."""
+def crown_at_once(
+    name: str, versions: Mapping[int, Path], variables: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Two or more processes crown a version each over version 1 at the same time, and one of them is told that it did.
+
+    Args:
+        name: of the model.
+        versions: number -> the project folder of whoever crowns it.
+        variables: environment variables of all.
+
+    Returns:
+        Which version was crowned, and what the others were told, line by line.
+    """
+    processes = multiprocessing.get_context("spawn")
+    gate, answers = processes.Barrier(len(versions)), processes.SimpleQueue()
+    crowning = [
+        processes.Process(target=_crown, args=(root, variables or {}, name, number, gate, answers))
+        for number, root in versions.items()
+    ]
+    for process in crowning:
+        process.start()
+    for process in crowning:
+        process.join()
+    said = dict(answers.get() for _ in crowning)
+    (winner,) = (number for number, answer in said.items() if answer == CROWNED)
+    return winner, "\n".join(answer for answer in said.values() if answer != CROWNED)
+
+
+def _crown(root: Path, variables: Mapping[str, str], name: str, number: int, gate: Any, answers: Any) -> None:
     os.environ.update(variables)
     registry = Registry.open(root)
     version, champion = registry.version(name, number), registry.version(name, 1)
@@ -99,4 +128,4 @@ def crown(root: Path, variables: Mapping[str, str], name: str, number: int, gate
     except InputError as error:
         answers.put((number, str(error)))
     else:
-        answers.put((number, "crowned"))
+        answers.put((number, CROWNED))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import postgresql
 import pytest
+from team_servers import crown_at_once
 from test_registry import Project, roles
 
 from watchnext.errors import InputError
@@ -25,19 +26,6 @@ def postgresql_uri() -> Iterator[str]:
     assert PROGRAMS is not None
     with postgresql.server(PROGRAMS) as running:
         yield running.address()
-
-
-def crown(root: Path, number: int, gate: object, answers: object) -> None:
-    """Crown a version over version 1, at the same time as others."""
-    registry = Registry.open(root)
-    version, champion = registry.version("watchnext", number), registry.version("watchnext", 1)
-    gate.wait()  # type: ignore[attr-defined]
-    try:
-        registry.crown(version, over=champion, reason=f"version {number}", evidence="offline", run_id="")
-    except InputError as error:
-        answers.put((number, str(error)))  # type: ignore[attr-defined]
-    else:
-        answers.put((number, "crowned"))  # type: ignore[attr-defined]
 
 
 def hold(root: Path, held: object) -> None:
@@ -61,16 +49,7 @@ def test_of_two_promotions_at_once_one_wins(project: Project) -> None:
     for number in (1, 2, 3):
         project.register(registry, number)
     project.crown(registry, 1)
-    processes = multiprocessing.get_context("spawn")
-    gate, answers = processes.Barrier(2), processes.SimpleQueue()
-    both = [processes.Process(target=crown, args=(project.root, number, gate, answers)) for number in (2, 3)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join()
-    said = dict(answers.get() for _ in both)
-    (winner,) = (number for number, answer in said.items() if answer == "crowned")
-    (loser,) = (answer for number, answer in said.items() if number != winner)
+    winner, loser = crown_at_once("watchnext", {2: project.root, 3: project.root})
     assert "changed while this decision was being made" in loser
     assert f"champion is version {winner}" in loser
     assert roles(registry) == {"champion": winner, "previous": 1}

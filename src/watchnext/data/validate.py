@@ -27,6 +27,8 @@ import pandas as pd
 
 from watchnext.console import track
 from watchnext.data.ingest import read_source, write_source
+from watchnext.data.judged_days import Counts, JudgedDays
+from watchnext.data.split import local_day
 from watchnext.data.validation_rules import (
     DEFINED_BY,
     Exists,
@@ -99,6 +101,7 @@ class TableReport:
     days: pd.DataFrame | None = None
     newly_absent_columns: list[str] = field(default_factory=list)
     newly_absent: bool = False
+    rows_judged: int = 0
 
     @property
     def clean(self) -> int:
@@ -136,6 +139,7 @@ class Report:
             metrics[f"{table.name}_rows"] = table.rows
             metrics[f"{table.name}_clean_rows"] = table.clean
             metrics[f"{table.name}_quarantined_rows"] = table.quarantined
+            metrics[f"{table.name}_rows_judged"] = table.rows_judged
             if table.days is not None:
                 metrics[f"{table.name}_days"] = len(table.days)
             for reason, count in table.reasons.items():
@@ -144,6 +148,21 @@ class Report:
             if verdict.rule.name == "click_without_watch_time" and verdict.judged:
                 metrics["click_without_watch_share"] = verdict.broken_by / verdict.judged
         return metrics
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that are judged together.
+
+    Attributes:
+        label: what reports call it.
+        frame: what is to be judged, its judged columns; None: all of it was judged earlier.
+        earlier: what was counted on the rest of it when that was judged.
+    """
+
+    label: str
+    frame: Any = None
+    earlier: Counts = field(default_factory=dict)
 
 
 class Judge:
@@ -169,8 +188,8 @@ class Judge:
             self._context.data_sources.add_spark("rows", persist=False) if on_spark else self._frames
         )
 
-    def judge(self, rules: Sequence[Rule], frames: Iterable[tuple[str, Any]]) -> list[Verdict]:
-        """Judge rules of one table and scope on labelled frames that hold their judged columns.
+    def judge(self, rules: Sequence[Rule], batches: Iterable[Batch]) -> list[Verdict]:
+        """Judge rules of one table and scope, batch by batch.
 
         Raises:
             RuntimeError: an expectation could not be evaluated, which is a defect of this module.
@@ -186,17 +205,21 @@ class Judge:
             )
         )
         verdicts = {rule.name: Verdict(rule) for rule in rules}
-        for label, frame in frames:
-            outcome = definition.run(
-                batch_parameters={"dataframe": frame},
-                result_format={"result_format": "SUMMARY", "partial_unexpected_count": _OFFENDERS},
-                run_id=self._gx.core.run_identifier.RunIdentifier(run_name=label.replace(" ", "_")),
-            )
-            for result in outcome.results:
-                configuration = result.expectation_config
-                assert configuration is not None
-                assert configuration.meta is not None
-                _add(verdicts[configuration.meta["rule"]], label, result)
+        for batch in batches:
+            results = {}
+            if batch.frame is not None:
+                outcome = definition.run(
+                    batch_parameters={"dataframe": batch.frame},
+                    result_format={"result_format": "SUMMARY", "partial_unexpected_count": _OFFENDERS},
+                    run_id=self._gx.core.run_identifier.RunIdentifier(run_name=batch.label.replace(" ", "_")),
+                )
+                for result in outcome.results:
+                    configuration = result.expectation_config
+                    assert configuration is not None
+                    assert configuration.meta is not None
+                    results[configuration.meta["rule"]] = result
+            for name, verdict in verdicts.items():
+                _add(verdict, batch, results.get(name))
         return list(verdicts.values())
 
     def write_docs(self, directory: Path) -> None:
@@ -220,22 +243,26 @@ class Judge:
             picture.unlink()
 
 
-def _add(verdict: Verdict, label: str, result: "ExpectationValidationResult") -> None:
-    if (result.exception_info or {}).get("raised_exception"):
-        raise RuntimeError(f"{verdict.rule.table}.{verdict.rule.name}: {result.exception_info}")
-    found = result.result
-    if isinstance(verdict.rule.check, Exists):
-        verdict.judged += 1
-        verdict.broken_by += not result.success
-    else:
-        judged = int(found["element_count"])
-        if not isinstance(verdict.rule.check, Present):
-            judged -= int(found.get("missing_count") or 0)
-        verdict.judged += judged
-        verdict.broken_by += int(found["unexpected_count"])
-        verdict.observed += [str(value) for value in found.get("partial_unexpected_list") or ()]
-    if not result.success:
-        verdict.failed_in.append(label)
+def _add(verdict: Verdict, batch: Batch, result: "ExpectationValidationResult | None") -> None:
+    """Add what was found in a batch, earlier and now (`result`, None: nothing was left to judge), to a rule's verdict."""
+    judged, broken_by = batch.earlier.get(verdict.rule.name, (0, 0))
+    if result is not None:
+        if (result.exception_info or {}).get("raised_exception"):
+            raise RuntimeError(f"{verdict.rule.table}.{verdict.rule.name}: {result.exception_info}")
+        found = result.result
+        if isinstance(verdict.rule.check, Exists):
+            judged, broken_by = 1, int(not result.success)
+        else:
+            judged += int(found["element_count"])
+            if not isinstance(verdict.rule.check, Present):
+                judged -= int(found.get("missing_count") or 0)
+            broken_by += int(found["unexpected_count"])
+            verdict.observed += [str(value) for value in found.get("partial_unexpected_list") or ()]
+    verdict.judged += judged
+    verdict.broken_by += broken_by
+    # As Great Expectations reckons it, to the bit.
+    if broken_by and (judged - broken_by) / judged < 1.0 - verdict.rule.max_bad_share:
+        verdict.failed_in.append(batch.label)
 
 
 def validate_tables(
@@ -245,7 +272,8 @@ def validate_tables(
     out_quarantine: Path,
     thresholds: Thresholds,
     now: datetime.datetime | None = None,
-) -> tuple[Report, Judge]:
+    earlier_report: Path | None = None,
+) -> tuple[Report, Judge, JudgedDays]:
     """Judge every table of `tables`, write clean rows and quarantined rows, and say what was found.
 
     Args:
@@ -256,9 +284,11 @@ def validate_tables(
         out_quarantine: gets the bad rows, one folder per table, with the extra column `reason`.
         thresholds: bounds and shares.
         now: the present instant; None for the clock's.
+        earlier_report: the report of an earlier run. On DuckDB what the judge counted on days that are as they were is taken
+            from it.
 
     Returns:
-        What was found, and the judge, which can write its Data Docs.
+        What was found, the judge, which can write its Data Docs, and the days that were judged, for the next run.
 
     Raises:
         InputError: there are no tables, or a setting names a rule that does not exist.
@@ -266,6 +296,7 @@ def validate_tables(
     now = now or datetime.datetime.now(datetime.UTC)
     source = read_source(tables)
     judge = Judge(on_spark=engine.kind == "spark")
+    judged_days = JudgedDays.open(earlier_report, thresholds, thresholds.latest(now).timestamp())
     report = Report(source)
     there: dict[str, ir.Table] = {}
     for schema in TABLES.values():
@@ -287,7 +318,7 @@ def validate_tables(
     }
     for table in report.tables:
         rules = structure_rules(TABLES[table.name], kinds[table.name], id_kinds)
-        table.verdicts += judge.judge(rules, [("columns", pd.DataFrame([kinds[table.name]]))])
+        table.verdicts += judge.judge(rules, [Batch("columns", pd.DataFrame([kinds[table.name]]))])
         for verdict in table.verdicts:
             if verdict.failed:
                 found = kinds[table.name].get(verdict.rule.column)
@@ -295,16 +326,16 @@ def validate_tables(
                     f"found {found}" if found else f"columns: {', '.join(kinds[table.name])}"
                 ]
     if report.failures:
-        return report, judge
+        return report, judge, judged_days
 
     for table in track(report.tables, "validate: tables"):
-        work = _Work(engine, judge, tables, out_tables, out_quarantine, thresholds, now, source)
+        work = _Work(engine, judge, judged_days, tables, out_tables, out_quarantine, thresholds, now, source)
         with engine.scope():
             work.run(TABLES[table.name], there[table.name], table)
     _check_rule_names(report, thresholds)
     if not report.failures:
         _write_source(report, out_tables)
-    return report, judge
+    return report, judge, judged_days
 
 
 def _check_rule_names(report: Report, thresholds: Thresholds) -> None:
@@ -341,6 +372,7 @@ class _Work:
 
     engine: Engine
     judge: Judge
+    judged_days: JudgedDays
     tables: Path
     out_tables: Path
     out_quarantine: Path
@@ -355,7 +387,7 @@ class _Work:
         if report.rows == 0 and schema.optional:
             report.newly_absent = True
             return
-        report.verdicts += self.judge.judge(whole, [("whole table", pd.DataFrame([totals]))])
+        report.verdicts += self.judge.judge(whole, [Batch("whole table", pd.DataFrame([totals]))])
         for verdict in report.verdicts:
             if verdict.failed and verdict.rule.scope == "table":
                 verdict.offenders = [f"{verdict.rule.judged_column}: {totals[verdict.rule.judged_column]:g}"]
@@ -376,8 +408,7 @@ class _Work:
         measured = prepared.mutate(
             **{rule.judged_column: rule.measure(prepared) for rule in rules if rule.measure is not None}
         )
-        judged_columns = list(dict.fromkeys(rule.judged_column for rule in rules))
-        verdicts = self.judge.judge(rules, self._batches(schema, measured, judged_columns, report.rows))
+        verdicts = self.judge.judge(rules, self._batches(schema, measured, rules, report))
         report.verdicts += verdicts
         broken = [verdict for verdict in verdicts if verdict.broken_by]
         for verdict in broken:
@@ -493,9 +524,10 @@ class _Work:
         return table.drop("fact sound", *(["fact aside"] if aside.is_dir() else []))
 
     def _batches(
-        self, schema: TableSchema, measured: ir.Table, columns: list[str], rows: int
-    ) -> Iterator[tuple[str, Any]]:
-        """Frames of about `batch_rows` rows: whole days of an event table, parts of any other (all of it on Spark)."""
+        self, schema: TableSchema, measured: ir.Table, rules: Sequence[Rule], report: TableReport
+    ) -> Iterator[Batch]:
+        """Batches of about `batch_rows` rows: whole days of an event table, parts of any other (all of it on Spark)."""
+        columns = list(dict.fromkeys(rule.judged_column for rule in rules))
         instant = [] if schema.instant is None else [schema.instant]
         judged = measured.select(
             **{name: measured[name] for name in instant if name not in columns},
@@ -504,30 +536,91 @@ class _Work:
         if self.engine.kind == "spark":
             # Once, not once for every batch: what is measured takes joins over all rows.
             judged = self.engine.materialize(judged)
-        if schema.instant is None and self.engine.kind == "spark":
-            yield "all rows", self.engine.frame(judged)
+        if schema.instant is not None:
+            yield from self._batches_of_days(schema, judged, rules, report)
             return
-        if schema.instant is None:
-            parts = max(1, round(rows / self.thresholds.batch_rows))
-            per_part = -(-rows // parts)
-            whole = judged.to_pyarrow()
-            for part in range(parts):
-                label = "all rows" if parts == 1 else f"part {part + 1} of {parts}"
-                yield label, whole.slice(part * per_part, per_part).to_pandas()
+        report.rows_judged = report.rows
+        if self.engine.kind == "spark":
+            yield Batch("all rows", self.engine.frame(judged))
             return
-        at = judged[schema.instant]
-        for label, start, end in self._spans(schema, judged):
-            inside = ibis.literal(True)
-            if start is not None:
-                inside = inside & (epoch_s(at) >= start)
-            if end is not None:
-                inside = inside & (epoch_s(at) < end)
-            # Rows without an instant, and the open ends, belong to the first and the last batch.
-            inside = inside.fill_null(start is None)
-            yield label, self.engine.frame(judged.filter(inside).select(columns))
+        parts = max(1, round(report.rows / self.thresholds.batch_rows))
+        per_part = -(-report.rows // parts)
+        whole = judged.to_pyarrow()
+        for part in range(parts):
+            label = "all rows" if parts == 1 else f"part {part + 1} of {parts}"
+            yield Batch(label, whole.slice(part * per_part, per_part).to_pandas())
 
-    def _spans(self, schema: TableSchema, table: ir.Table) -> list[tuple[str, int | None, int | None]]:
-        """Groups of days of about `batch_rows` rows: label, first second, second after the last."""
+    def _batches_of_days(
+        self, schema: TableSchema, judged: ir.Table, rules: Sequence[Rule], report: TableReport
+    ) -> Iterator[Batch]:
+        """Batches of an event table. Days that an earlier run has judged are not in their frames."""
+        assert schema.instant is not None
+        columns = list(dict.fromkeys(rule.judged_column for rule in rules))
+        groups = self._groups(schema, judged)
+        at = epoch_s(judged[schema.instant])
+        digests: Mapping[datetime.date, str] = {}
+        if self.engine.kind == "duckdb" and groups[0]:
+            # Instants outside of the days, such as those of the year 58000, are of no day.
+            within = at.between(self._midnight(groups[0][0]), self._midnight(_after(groups[-1][-1])) - 1)
+            zone = str(self.source.get("time_zone", "UTC"))
+            day = ibis.ifelse(
+                within.fill_null(False), local_day(judged[schema.instant], zone), ibis.null("date")
+            )
+            judged = judged.mutate(**{"fact day": day})
+            clocked = {rule.judged_column for rule in rules if rule.by_clock}
+            seen = judged.filter(judged["fact day"].notnull()).drop(*clocked & set(judged.columns))
+            digests = self.engine.row_digests(seen, "fact day")
+        for index, group in enumerate(groups):
+            earlier = {
+                day: counts
+                for day in group
+                if day in digests
+                and (counts := self.judged_days.earlier(rules, _text(day), digests[day])) is not None
+            }
+            inside: ir.BooleanValue = ibis.literal(True)
+            if index > 0:
+                inside = inside & (at >= self._midnight(group[0]))
+            if index < len(groups) - 1:
+                inside = inside & (at < self._midnight(groups[index + 1][0]))
+            # Rows without an instant, and the open ends, belong to the first and the last batch.
+            inside = inside.fill_null(index == 0)
+            if earlier:
+                inside = inside & judged["fact day"].notin(list(earlier)).fill_null(True)
+            rows = judged.filter(inside)
+            frame = self.engine.frame(rows.select(columns))
+            counted: dict[datetime.date, Counts] = {}
+            if self.engine.kind == "spark":
+                report.rows_judged = report.rows
+            elif len(frame) or not earlier:
+                report.rows_judged += len(frame)
+                counted = self._counts_by_day(rows, rules) if digests else {}
+            else:
+                frame = None
+            for day, counts in {**earlier, **counted}.items():
+                self.judged_days.keep(schema.name, _text(day), digests[day], counts)
+            label = f"{_text(group[0])} to {_text(group[-1])}" if group else "all rows"
+            yield Batch(label, frame, _summed(earlier.values()))
+
+    def _counts_by_day(self, rows: ir.Table, rules: Sequence[Rule]) -> dict[datetime.date, Counts]:
+        """What the judge counts on rows with a column `fact day`, day by day; rows of no day are left out."""
+        rows = rows.filter(rows["fact day"].notnull())
+        figures: dict[str, ir.Value] = {}
+        for rule in rules:
+            value = rows[rule.judged_column]
+            judged = rows.count() if isinstance(rule.check, Present) else (~is_missing(value)).sum()
+            figures[f"judged {rule.name}"] = judged
+            figures[f"broken {rule.name}"] = rule.violated_by(rows).sum()
+        of_days = rows.group_by("fact day").aggregate(**figures)
+        return {
+            row["fact day"]: {
+                rule.name: (int(row[f"judged {rule.name}"]), int(row[f"broken {rule.name}"]))
+                for rule in rules
+            }
+            for row in of_days.to_pyarrow().to_pylist()
+        }
+
+    def _groups(self, schema: TableSchema, table: ir.Table) -> list[list[datetime.date]]:
+        """Groups of days of about `batch_rows` rows, in order; one empty group where no row has a plausible instant."""
         days = self._by_day(schema, table)
         groups: list[list[datetime.date]] = [[]]
         held = 0
@@ -540,13 +633,7 @@ class _Work:
         if len(groups) > 1 and held < self.thresholds.batch_rows / 2:
             last = groups.pop()
             groups[-1] += last
-        spans: list[tuple[str, int | None, int | None]] = []
-        for index, group in enumerate(groups):
-            label = "all rows" if not group else f"{_text(group[0])} to {_text(group[-1])}"
-            start = None if index == 0 else self._midnight(group[0])
-            end = None if index == len(groups) - 1 else self._midnight(groups[index + 1][0])
-            spans.append((label, start, end))
-        return spans
+        return groups
 
     def _midnight(self, day: datetime.date) -> int:
         return int(datetime.datetime.combine(day, datetime.time(), tzinfo=self._zone).timestamp())
@@ -647,7 +734,8 @@ class _Work:
         report.days = days
         rules = day_rules(schema, categories, limits)
         frame = days.drop(columns=["day", "rows"])
-        verdicts = self.judge.judge(rules, [(f"{days['day'].iloc[0]} to {days['day'].iloc[-1]}", frame)])
+        label = f"{days['day'].iloc[0]} to {days['day'].iloc[-1]}"
+        verdicts = self.judge.judge(rules, [Batch(label, frame)])
         for verdict in verdicts:
             name = verdict.rule.judged_column
             values = days[name]
@@ -716,3 +804,17 @@ def _row(table: ir.Table) -> dict[str, Any]:
 
 def _text(day: datetime.date) -> str:
     return day.isoformat()
+
+
+def _after(day: datetime.date) -> datetime.date:
+    return day + datetime.timedelta(days=1)
+
+
+def _summed(counts: Iterable[Counts]) -> Counts:
+    """What was counted on several days, of each rule."""
+    total: dict[str, tuple[int, int]] = {}
+    for one in counts:
+        for name, (judged, broken) in one.items():
+            before = total.get(name, (0, 0))
+            total[name] = (before[0] + judged, before[1] + broken)
+    return total

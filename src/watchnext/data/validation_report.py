@@ -189,7 +189,8 @@ def summary_page(report: Report) -> str:
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>Validation of the logs</title><style>{_STYLE}</style></head>\n<body><main>\n{body}\n"
         f"<p class='soft'>Full record: <a href='{DATA_DOCS}/index.html'>Great Expectations Data Docs</a> "
-        "(its pages fetch their styles from the net).</p>\n</main></body></html>\n"
+        "of the rows that it was given in this run: those of days that were as they had been are counted here, and were not "
+        "judged again (its pages fetch their styles from the net).</p>\n</main></body></html>\n"
     )
 
 

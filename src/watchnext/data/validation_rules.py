@@ -189,6 +189,7 @@ class Rule:
         max_bad_share: largest share of the rows it applies to that may break it.
         quarantines: whether rows that break it are set aside.
         severity: a broken `critical` rule stops the pipeline, a broken `warning` is reported.
+        by_clock: whether what is measured depends on the present instant.
     """
 
     name: str
@@ -203,6 +204,7 @@ class Rule:
     max_bad_share: float = 0.0
     quarantines: bool = False
     severity: Severity = "critical"
+    by_clock: bool = False
 
     @property
     def judged_column(self) -> str:
@@ -455,6 +457,7 @@ def _column_rules(
                 meaning,
                 measured=f"days from {name} to the latest plausible instant",
                 measure=lambda table: (thresholds.latest(now).timestamp() - epoch_s(table[name])) / DAY_S,
+                by_clock=True,
                 **bad,
             )
     if column.kind == "id" and column.id_space in DEFINED_BY and schema.name != DEFINED_BY[column.id_space]:

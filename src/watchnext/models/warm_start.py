@@ -103,6 +103,13 @@ class WarmStart:
                 remedy="run `dvc repro --force --single-item choose_start`, or set train_retrieval.warm_start to none",
             ) from error
 
+    @staticmethod
+    def write_none(directory: Path) -> Path:
+        """Make the folder from which `load` reads that training is to begin at random. Returns it."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / MANIFEST).write_text('{"origin": null}\n', encoding="utf-8")
+        return directory
+
     @property
     def digest(self) -> str:
         """sha256 over inputs, weights and ids."""

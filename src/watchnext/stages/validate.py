@@ -17,8 +17,12 @@ def validate(
     out_tables: Path,
     out_quarantine: Path,
     out_report: Path,
+    earlier_report: Path | None = None,
 ) -> dict[str, float | int | str]:
     """Judge `tables`; write clean rows, quarantined rows and the report.
+
+    On days that are as they were when `earlier_report` was written, rows are not judged again; what comes of it is what
+    comes of judging them.
 
     Raises:
         InputError: an expectation failed; the report says which, and is written all the same.
@@ -27,7 +31,10 @@ def validate(
     from watchnext.data.validation_report import tell, write_report
 
     with connect(engine) as opened:
-        report, judge = validate_tables(opened, tables, out_tables, out_quarantine, params)
+        report, judge, judged_days = validate_tables(
+            opened, tables, out_tables, out_quarantine, params, earlier_report=earlier_report
+        )
     write_report(report, judge, out_report)
+    judged_days.write(out_report)
     tell(report, tables, out_report)
     return report.metrics()

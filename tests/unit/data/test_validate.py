@@ -413,7 +413,7 @@ def test_judge_and_quarantine_count_the_same_rows(tmp_path: Path, batch_rows: in
         **{**SMALL, **LENIENT, "max_bad_share": 1.0, "max_cascaded_share": 1.0, "batch_rows": batch_rows}
     )
     with connect(EngineParams()) as engine:
-        report, _ = validation.validate_tables(
+        report, *_ = validation.validate_tables(
             engine,
             store(tables, tmp_path / "ingested"),
             tmp_path / "validated",

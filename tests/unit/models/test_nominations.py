@@ -23,6 +23,7 @@ from watchnext.features.batches import ADDED_INPUTS, OPENING, Encoder, read_exam
 from watchnext.features.ranking_features import RequestContext, VideoStatistics, features_named
 from watchnext.models import nominations, score_blocks
 from watchnext.models.candidate_sources import SOURCES, read_corpus
+from watchnext.models.warm_start import WarmStart
 from watchnext.recommend.parity import Parity, compare_features
 from watchnext.recommend.recommender import Recommender
 from watchnext.recommend.state import UserStates
@@ -47,14 +48,12 @@ def parts(
     found = {
         "tables": world_tables, "features": world_features, "retrieval": root / "retrieval", "index": root / "index"
     }  # fmt: skip
-    (root / "start").mkdir()
-    (root / "start/manifest.json").write_text('{"origin": null}', encoding="utf-8")
     train_retrieval(
         RetrievalParams(epochs=3, embedding_dim=8),
         TrainingParams(),
         1,
         world_features,
-        root / "start",
+        WarmStart.write_none(root / "start"),
         found["retrieval"],
         root / "r1",
     )
