@@ -26,6 +26,7 @@ from pydantic import Field
 
 from watchnext.config import Section
 from watchnext.errors import InputError
+from watchnext.spark_failures import another_version, failures_explained
 
 ROW_GROUP_ROWS = 122_880
 
@@ -220,7 +221,7 @@ def connect(params: EngineParams, scratch: Path | None = None) -> Iterator[Engin
         finally:
             engine.close()
         return
-    with _failures_explained(params.master):
+    with failures_explained(params.master):
         engine = Engine(_connect_spark(params), params.kind)
         try:
             if not params.master.startswith("local"):
@@ -359,7 +360,7 @@ def _check_executors(session: Any, master: str) -> None:
     answers = session.range(0, tasks, 1, tasks).selectExpr(f"{of_executor} AS version").collect()
     others = sorted({row.version for row in answers} - {session.version})
     if others:
-        raise _another_version(master, session.version, [f"Spark {version}" for version in others])
+        raise another_version(master, session.version, [f"Spark {version}" for version in others])
 
 
 def _granted(context: Any, master: str) -> int:
@@ -376,72 +377,3 @@ def _granted(context: Any, master: str) -> int:
             one.executors().size() for one in answer.activeApps() if one.id() == context.applicationId
         )
     return granted
-
-
-def _another_version(master: str, own: str, offenders: Sequence[str]) -> InputError:
-    return InputError(
-        f"the cluster runs another version of Spark than this process, which has {own}",
-        where=f"engine.master: {master}",
-        offenders=offenders,
-        remedy=f"give the master and every worker Spark {own}, or install theirs here (pip install pyspark==...)",
-    )
-
-
-@contextlib.contextmanager
-def _failures_explained(master: str) -> Iterator[None]:
-    """Say what a person can do about it, where Spark fails by what it runs on rather than by what it was asked."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        explained = _explanation(master, str(error))
-        if explained is None:
-            raise
-        raise explained from error
-
-
-def _explanation(master: str, text: str) -> InputError | None:
-    where = f"engine.master: {master}"
-
-    def first(pattern: str) -> str:
-        return next((line.strip()[:400] for line in text.splitlines() if re.search(pattern, line)), "")
-
-    full = r"No space left on device|Disk quota exceeded"
-    versions = (
-        r"InvalidClassException|local class incompatible|NoSuchMethodError|UnsupportedClassVersionError|"
-        r"(NoClassDefFoundError|ClassNotFoundException): org[./]apache[./]spark"
-    )
-    gone = (
-        r"All masters are unresponsive|Master removed our application|Spark cluster looks down|"
-        r"on a stopped SparkContext|SparkContext was shut down"
-    )
-    memory = r"OutOfMemoryError|Cannot acquire .* memory|SparkOutOfMemoryError"
-    if line := first(full):
-        return InputError(
-            "a disk is full that Spark writes to; nothing of this stage was kept",
-            where=where,
-            offenders=[line],
-            remedy="free it, or give executors a larger one: SPARK_LOCAL_DIRS of every worker (`watchnext cluster up "
-            "--scratch`), spark.local.dir with a local master",
-        )
-    if line := first(versions):
-        import pyspark
-
-        return _another_version(master, pyspark.__version__, [line])
-    if line := first(gone):
-        return InputError(
-            "Spark's master gave up on this stage, or does not understand it",
-            where=where,
-            offenders=[line],
-            remedy="look at the logs of master and workers: executors that end at once have another version of Spark or "
-            "Java, or too little memory; with spark.authenticate SPARK_CONF_DIR has to lead to the same secret",
-        )
-    if line := first(memory):
-        return InputError(
-            "an executor or the driver ran out of memory",
-            where=where,
-            offenders=[line],
-            remedy="raise spark.executor.memory in engine.spark_conf, or engine.memory_limit_gb for the driver",
-        )
-    return None
