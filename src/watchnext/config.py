@@ -4,7 +4,9 @@ The section classes stand where their settings are used: a stage's in the stage'
 `engine`. YAML 1.2 is what DVC reads, so that `1e-3` is a number for both.
 """
 
+import copy
 import difflib
+import functools
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -108,7 +110,7 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
         InputError: the file is absent, is not YAML, or has a section that nothing reads.
     """
     try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        content = copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(
             "there is no settings file",
@@ -126,6 +128,12 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
                 f"unknown section `{name}`", where=str(path), remedy=_suggestion(str(name), known)
             )
     return content
+
+
+@functools.lru_cache(maxsize=2)
+def _parsed(text: str) -> Any:
+    """YAML, read once: every stage checks the sections of all, and a parse of params.yaml takes a quarter of a second."""
+    return YAML(typ="safe").load(text)
 
 
 def load_section(name: str, section: type[SectionT], path: Path = PARAMS_FILE) -> SectionT:
