@@ -574,6 +574,8 @@ class Tower:
         embeddings: float32 [num_rows, D].
         rows: [num_rows] row of the corpus of each of them; None: they are the vocabulary's, in its order.
         seen: bool [num_rows], the candidates that the model was trained with; the others have no score. None: all.
+        added: rows of the corpus, int64 [A], and embeddings, float32 [A, D], of videos that `search` does not know. Each is
+            scored for each request: they are few.
     """
 
     name = TOWER
@@ -585,9 +587,13 @@ class Tower:
         embeddings: npt.NDArray[np.float32],
         rows: Ints | None = None,
         seen: npt.NDArray[np.bool_] | None = None,
+        added: tuple[Ints, npt.NDArray[np.float32]] | None = None,
     ) -> None:
         self.corpus = corpus
         self._search = search
+        if added is None:
+            added = np.empty(0, np.int64), np.empty((0, embeddings.shape[1]), np.float32)
+        self._added_rows, self._added = added
         self._embeddings = np.asarray(
             embeddings
         )  # rows of a memory map are made as maps of their own, each at a price
@@ -595,6 +601,7 @@ class Tower:
         self._seen = np.ones(len(embeddings), bool) if seen is None else seen
         self._place = np.full(len(corpus) + 1, -1, np.int64)  # the last place is where row -1 looks
         self._place[self._rows] = np.where(self._seen, np.arange(len(embeddings)), -1)
+        self._place[self._added_rows] = len(embeddings) + np.arange(len(self._added_rows))
         self._place[-1] = -1
         self._unseen = int((~self._seen).sum())
         self._uploads = np.sort(corpus.uploaded[self._rows])
@@ -620,6 +627,14 @@ class Tower:
         place = np.where(valid, found, 0)
         corpus_rows = self._rows[place]
         valid &= (corpus_rows >= 0) & self._seen[place]
+        if len(self._added):
+            queries = requests.queries[asked]
+            values = np.concatenate([np.where(valid, values, -np.inf), queries @ self._added.T], axis=1)
+            corpus_rows = np.concatenate([corpus_rows, np.tile(self._added_rows, (len(asked), 1))], axis=1)
+            order = np.argsort(-values, axis=1, kind="stable")
+            values = np.take_along_axis(values, order, axis=1)
+            corpus_rows = np.take_along_axis(corpus_rows, order, axis=1)
+            valid = np.isfinite(values)
         valid &= self.corpus.uploaded[corpus_rows] < requests.at[asked, None]
         for offset, number in enumerate(asked):
             keep = valid[offset] & _allowed(corpus_rows[offset], banned[offset])
@@ -636,9 +651,11 @@ class Tower:
             known &= requests.personal[of]
         scores = np.full(len(rows), np.nan, np.float32)
         if requests.queries is not None and known.any():
-            scores[known] = np.einsum(
-                "nd,nd->n", requests.queries[of[known]], self._embeddings[place[known]], optimize=False
-            )
+            place = place[known]
+            beside = place >= len(self._embeddings)
+            candidates = self._embeddings[np.where(beside, 0, place)]
+            candidates[beside] = self._added[place[beside] - len(self._embeddings)]
+            scores[known] = np.einsum("nd,nd->n", requests.queries[of[known]], candidates, optimize=False)
         return scores
 
 

@@ -153,6 +153,59 @@ def embed_from_facts(
     return predicted
 
 
+def embed_uploads(
+    embeddings: Floats,
+    rows: npt.NDArray[np.int64],
+    corpus: Corpus,
+    videos: pa.Table,
+    uploads: npt.NDArray[np.int64],
+) -> npt.NDArray[np.float32]:
+    """Embeddings of videos that came after an index was built: too few to fit anything for, and wanted at once.
+
+    Each is the mean embedding of its channel's videos; where its channel has none, the mean over its topics of the mean
+    embedding of the topic's videos.
+
+    Args:
+        embeddings: [num_rows, D] of the index.
+        rows: [num_rows] row of the corpus of each.
+        corpus: the videos, the uploads among them.
+        videos: the table of that name, of all of them.
+        uploads: [num_uploads] rows of the corpus.
+
+    Returns:
+        float32 [num_uploads, D]; NaN where neither says anything.
+    """
+    found = np.full((len(uploads), embeddings.shape[1]), np.nan, np.float32)
+    channels, of_upload = corpus.channels[rows], corpus.channels[uploads]
+    for channel in np.unique(of_upload[of_upload >= 0]):
+        members = np.flatnonzero(channels == channel)
+        if len(members):
+            found[of_upload == channel] = embeddings[members].mean(axis=0)
+    wanting = np.flatnonzero(np.isnan(found[:, 0]))
+    if "topics" not in videos.column_names or len(wanting) == 0:
+        return found
+    place = np.full(len(corpus), -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    number = np.full(len(corpus), -1, np.int64)
+    number[uploads[wanting]] = wanting
+    lists = videos["topics"].combine_chunks()
+    owner = corpus.rows(videos["video_id"])[pc.list_parent_indices(lists).to_numpy()]
+    topics = pc.list_flatten(lists)
+    mine = number[owner] >= 0
+    means: dict[int, list[Floats]] = {}
+    for topic in pc.unique(topics.filter(pa.array(mine))):
+        of_topic = pc.fill_null(pc.equal(topics, topic), False).to_numpy(zero_copy_only=False)
+        members = np.unique(place[owner[of_topic]])
+        members = members[members >= 0]
+        if len(members):
+            mean = embeddings[members].mean(axis=0)
+            for one in np.unique(number[owner[of_topic & mine]]).tolist():
+                means.setdefault(one, []).append(mean)
+    for one, of_topics in means.items():
+        found[one] = np.mean(of_topics, axis=0)
+    return found
+
+
 def explained_variance(embeddings: Floats, predicted: Floats, frequency: npt.NDArray[np.int64]) -> float:
     """Share of the variance of the vocabulary's embeddings, weighted by frequency, that `embed_from_facts` explains."""
     weight = np.maximum(frequency.astype(np.float64), 1.0)[:, None]

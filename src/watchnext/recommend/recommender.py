@@ -53,6 +53,7 @@ from watchnext.models.candidate_sources import (
     utc_day,
 )
 from watchnext.models.final_score import FinalScore
+from watchnext.models.new_videos import embed_uploads
 from watchnext.models.nominations import nominated_inputs, nominations
 
 MAX_SLATE = 500
@@ -220,8 +221,8 @@ class Recommender:
     def with_catalogue(self, added: Sequence[Mapping[str, Any]], taken_down: Collection[Id]) -> "Recommender":
         """The same models over a catalogue that has changed since the bundle was made. Takes as long as reading its videos.
 
-        What is new has no embedding, so the tower cannot name it: it is a candidate while it is fresh, and is ranked by
-        its facts. What was taken down is no candidate of any source.
+        What is new gets an embedding by its channel and topics (`new_videos.embed_uploads`), and is ranked by its facts.
+        Where neither says anything it is a candidate while it is fresh. What was taken down is no candidate of any source.
 
         Args:
             added: facts of new videos by column of `videos`, `uploaded_at` in microseconds; those that the bundle has
@@ -247,7 +248,11 @@ class Recommender:
             self.bundle.index / "candidate_embeddings.npy", mmap_mode="r", allow_pickle=False
         )
         rows = corpus.rows(_read_rows(self.bundle.index / "rows.arrow"))
-        tower = Tower(corpus, self.searcher.search, embeddings, rows)
+        uploads = corpus.rows(pa.array([row["video_id"] for row in new], ids.type))
+        guessed = embed_uploads(embeddings, rows, corpus, table, uploads)
+        is_placed = np.isfinite(guessed).all(axis=1)
+        added_to_index = uploads[is_placed], guessed[is_placed]
+        tower = Tower(corpus, self.searcher.search, embeddings, rows, added=added_to_index)
         return replace(
             self,
             corpus=corpus,

@@ -132,6 +132,43 @@ def test_videos_that_a_model_never_saw_have_neither_place_nor_score():
     )
 
 
+def test_videos_beside_the_index_are_found_and_scored_as_if_they_were_in_it():
+    """Seen to fail where the two lists are put one after the other, and where scores look into the index alone."""
+    corpus = make_corpus()
+    embeddings = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+
+    def searching(candidates):
+        def search(queries, k):
+            scores = queries @ candidates.T
+            order = np.argsort(-scores, axis=1)[:, :k]
+            return order, np.take_along_axis(scores, order, axis=1)
+
+        return search
+
+    whole = Tower(corpus, searching(embeddings), embeddings)
+    inside, beside = np.array([4, 0, 2]), np.array([3, 1])
+    tower = Tower(
+        corpus,
+        searching(embeddings[inside]),
+        embeddings[inside],
+        inside,
+        added=(beside, embeddings[beside]),
+    )
+    queries = np.random.default_rng(2).normal(size=(6, 3)).astype(np.float32)
+    at = np.array([BEGINS_AT] * 5 + [BEGINS_AT - 3 * DAY_US])
+    popularity = Popularity(corpus, np.zeros(5), 7, BEGINS_AT)
+    asked = Requests(
+        at, np.zeros((6, 1), np.int32), popularity, queries, np.array([True, True, False, True, True, True])
+    )
+    for k, excluded in ((1, None), (3, [{number % 5} for number in range(6)]), (5, None)):
+        rows, scores = tower.retrieve(asked, k, excluded)
+        expected_rows, expected_scores = whole.retrieve(asked, k, excluded)
+        np.testing.assert_array_equal(rows, expected_rows)
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+    of, every = np.repeat(np.arange(6), 6), np.tile(np.array([0, 1, 2, 3, 4, -1]), 6)
+    np.testing.assert_allclose(tower.score(asked, of, every), whole.score(asked, of, every), rtol=1e-5)
+
+
 def test_a_tower_asked_early_finds_k_in_spite_of_later_uploads():
     """d and e, which score best, come after the request. Fails where only k of the index are looked at."""
     corpus = make_corpus(known=3, uploaded_days=(-30, -30, -30, 2, 3))

@@ -171,3 +171,36 @@ def test_levels_of_a_corpus_without_new_videos_or_of_no_events_are_none():
     nobody = new_videos.fit_levels(queries[:0], at[:0], labels[:0], truth, corpus, UNTIL_US)
     assert nobody == new_videos.Levels()
     assert np.array_equal(new_videos.mean_query_step(np.zeros((3, 2), np.float32)), np.zeros(2, np.float32))
+
+
+def test_an_upload_lies_where_its_channel_does_else_where_its_topics_do():
+    """By hand: means over those videos of channel or topic that the index has, whatever their order in it."""
+    videos = pa.table(
+        {
+            "video_id": [10, 11, 12, 13, 1, 2, 3, 4, 5],
+            "channel_id": ["x", "x", "y", None, "x", "new", None, None, None],
+            "topics": [
+                ["a"],
+                ["b"],
+                ["b", "c"],
+                ["c"],
+                ["c"],
+                ["a", "b"],
+                ["c", "unheard"],
+                None,
+                ["unheard"],
+            ],
+        }
+    )
+    corpus = Corpus(Vocabulary("video", pa.array([12, 10, 11]), np.ones(3, np.int64)), videos)
+    rows = corpus.rows(pa.array([11, 13, 12, 10]))
+    embeddings = np.array([[3.0, 0.0], [0.0, 8.0], [6.0, 2.0], [1.0, 1.0]], np.float32)
+    uploads = corpus.rows(pa.array([1, 2, 3, 4, 5]))
+    found = new_videos.embed_uploads(embeddings, rows, corpus, videos, uploads)
+    of_a, of_b, of_c = np.array([1.0, 1.0]), np.array([4.5, 1.0]), np.array([3.0, 5.0])
+    expected = [[2.0, 0.5], (of_a + of_b) / 2, of_c, [np.nan] * 2, [np.nan] * 2]
+    np.testing.assert_allclose(found, expected)
+    without = videos.drop_columns(["topics", "channel_id"])
+    corpus = Corpus(Vocabulary("video", pa.array([12, 10, 11]), np.ones(3, np.int64)), without)
+    assert np.isnan(new_videos.embed_uploads(embeddings, rows, corpus, without, uploads)).all()
+    assert new_videos.embed_uploads(embeddings, rows, corpus, videos, uploads[:0]).shape == (0, 2)

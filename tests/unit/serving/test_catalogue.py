@@ -62,7 +62,9 @@ def test_videos_come_and_go_without_a_restart(changing: LiveServer, serving_proj
         taken_down=[video_at(46)],
     )
     after = shown(server)
-    assert set(after[NEW]["sources"]) == {"fresh"}
+    # By its channel and topics the tower knows where it lies, and names nothing to somebody without a past.
+    assert set(after[NEW]["sources"]) == {"tower", "fresh"}
+    assert set(shown(server, "nobody yet")[NEW]["sources"]) == {"fresh"}
     assert after[NEW]["sources"]["fresh"] > 0.99
     assert after[NEW]["uploaded_at"] is not None
     # Too old to be fresh, and nobody has watched it: it is what a slate is filled up with.
