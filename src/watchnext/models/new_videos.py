@@ -182,7 +182,8 @@ def embed_uploads(
         if len(members):
             found[of_upload == channel] = embeddings[members].mean(axis=0)
     wanting = np.flatnonzero(np.isnan(found[:, 0]))
-    if "topics" not in videos.column_names or len(wanting) == 0:
+    has_topics = "topics" in videos.column_names and not pa.types.is_null(videos.schema.field("topics").type)
+    if not has_topics or len(wanting) == 0:
         return found
     place = np.full(len(corpus), -1, np.int64)
     place[rows] = np.arange(len(rows))

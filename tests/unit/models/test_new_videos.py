@@ -202,5 +202,6 @@ def test_an_upload_lies_where_its_channel_does_else_where_its_topics_do():
     np.testing.assert_allclose(found, expected)
     without = videos.drop_columns(["topics", "channel_id"])
     corpus = Corpus(Vocabulary("video", pa.array([12, 10, 11]), np.ones(3, np.int64)), without)
-    assert np.isnan(new_videos.embed_uploads(embeddings, rows, corpus, without, uploads)).all()
+    for one in (without, without.append_column("topics", pa.nulls(len(videos)))):
+        assert np.isnan(new_videos.embed_uploads(embeddings, rows, corpus, one, uploads)).all()
     assert new_videos.embed_uploads(embeddings, rows, corpus, videos, uploads[:0]).shape == (0, 2)
