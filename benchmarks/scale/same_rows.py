@@ -3,49 +3,22 @@
     watchnext cluster up && python -m benchmarks.scale.same_rows --source kuairand --data path/to/KuaiRand-Pure/data
 
 Prints one JSON object last: per table its rows and how many of them the other engine does not have, to the last bit of
-every float. Run it in the folder of the cluster.
+every float; and of the stages of Spark that have the longest tasks, how many tasks, their
+median and their longest. Run it in the folder of the cluster.
 """
 
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from benchmarks.programs import print_measured
-from watchnext.console import say
+from benchmarks.scale.stages import run_stages
+from benchmarks.scale.task_times import read_times, recorded_in
 from watchnext.engine import EngineParams
-from watchnext.stages import featurize, ingest, validate
-
-
-def run_stages(source: str, logs: Path, engine: EngineParams, out: Path) -> dict[str, float]:
-    """The three stages with their default settings. Returns seconds of each."""
-    seconds = {}
-
-    def timed(name: str, began: float) -> None:
-        seconds[name] = round(time.monotonic() - began, 1)
-        say(f"{engine.kind}: {name} took {seconds[name]} s")
-
-    began = time.monotonic()
-    settings = ingest.Params.model_validate({"source": source})
-    ingest.ingest(settings, engine, logs, out / "ingested", out / "ingest-report")
-    timed("ingest", began)
-    began = time.monotonic()
-    validate.validate(
-        validate.Params(),
-        engine,
-        *(out / name for name in ("ingested", "validated", "quarantine", "validate-report")),
-    )
-    timed("validate", began)
-    began = time.monotonic()
-    featurize.featurize(
-        featurize.Params(), engine, 1, out / "validated", out / "features", out / "featurize-report"
-    )
-    timed("featurize", began)
-    return seconds
 
 
 def compare(one: Path, other: Path) -> dict[str, dict[str, int]]:
@@ -91,13 +64,15 @@ def main() -> int:
 
     def measure(work: Path) -> dict[str, Any]:
         nonlocal verdict
+        events = work / "events"
+        events.mkdir()
         engines = {
             "duckdb": EngineParams(),
             "spark": EngineParams(
                 kind="spark",
                 master=options.master,
                 memory_limit_gb=1.0,
-                spark_conf={"spark.sql.shuffle.partitions": 8},
+                spark_conf={"spark.sql.shuffle.partitions": 8, **recorded_in(events)},
             ),
         }
         seconds = {
@@ -115,6 +90,7 @@ def main() -> int:
             "differing_rows": differing,
             "equal_quantiles": quantiles[0] == quantiles[1],
             "seconds": seconds,
+            "longest_stages_of_spark": [vars(stage) for stage in read_times(events)[:10]],
             "tables": tables,
         }
 

@@ -283,6 +283,9 @@ def inputs_at(
     return evaluate_inputs(tables, state, wanted, keep=["user_id", "at"])
 
 
+_INSTANTS_AT_A_TIME = 50
+
+
 def with_what_was_met(engine: Engine, examples: ir.Table, tables: Mapping[str, ir.Table]) -> ir.Table:
     """Add what filters take out: `watched_before` and `shown_before`, lists of distinct video ids.
 
@@ -305,11 +308,19 @@ def with_what_was_met(engine: Engine, examples: ir.Table, tables: Mapping[str, i
         begun = begun.union(earlier.filter(earlier.completed).drop("completed"))
         shown = shown.union(earlier.drop("completed"))
     examples = examples.mutate(asked=engine.microseconds(examples.asked_at))
-    points = engine.materialize(examples.select("user_id", "asked").distinct())
+    points = examples.select("user_id", "asked").distinct()
+    # What one user had met at each of his instants grows with the product of both, and would be one task's: his instants are
+    # taken so many at a time, and what he had met goes to each of these pieces once.
+    place = ibis.row_number().over(ibis.window(group_by="user_id", order_by="asked"))
+    points = engine.materialize(points.mutate(piece=(place // _INSTANTS_AT_A_TIME).cast("int64")))
+    pieces = points.select("user_id", "piece").distinct()
     for name, events in (("watched_before", begun), ("shown_before", shown)):
         # Of the first time alone: whether a video was met before an instant takes no other.
         first = events.group_by(["user_id", "video_id"]).aggregate(at=events["at"].min())
-        met = points.inner_join(first, ["user_id", first["at"] < points.asked]).select(points, first.video_id)
+        given = pieces.inner_join(first, "user_id").select(pieces, first.video_id, first["at"])
+        met = points.inner_join(given, ["user_id", "piece", given["at"] < points.asked]).select(
+            points, given.video_id
+        )
         numbered = met.mutate(
             place=ibis.row_number().over(ibis.window(group_by=["user_id", "asked"], order_by="video_id"))
         )

@@ -39,6 +39,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def few_instants_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that users here have several pieces of instants, and a last one that is not full."""
+    monkeypatch.setattr("watchnext.features.retrieval_examples._INSTANTS_AT_A_TIME", 3)
+
+
 def by_tables(engine: Engine, rows: Rows, directory: Path) -> dict[Any, dict[str, Any]]:
     with engine.scope():
         logs = read_logs(engine, write_rows(rows, directory))

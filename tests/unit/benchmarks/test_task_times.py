@@ -1,0 +1,45 @@
+"""Task times as Spark writes them down, and logs that are as skewed as they are said to be."""
+
+import json
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from benchmarks.scale.task_times import HEAVY_USER, POPULAR_VIDEO, read_times, write_skewed_logs
+
+
+def task(stage: int, took_ms: int, reason: str = "Success") -> dict[str, object]:
+    return {
+        "Event": "SparkListenerTaskEnd",
+        "Stage ID": stage,
+        "Task End Reason": {"Reason": reason},
+        "Task Info": {"Launch Time": 1_000_000, "Finish Time": 1_000_000 + took_ms},
+    }
+
+
+def completed(stage: int, name: str) -> dict[str, object]:
+    return {"Event": "SparkListenerStageCompleted", "Stage Info": {"Stage ID": stage, "Stage Name": name}}
+
+
+def test_of_each_stage_the_median_and_the_longest_task_are_told(tmp_path: Path) -> None:
+    """A task that failed tells nothing of how long it takes; each application numbers its stages anew."""
+    one = [{"Event": "SparkListenerLogStart"}, task(0, 90), task(0, 2100), task(0, 110), completed(0, "join")]
+    other = [task(0, 9000, "ExecutorLostFailure"), task(0, 400), completed(0, "sort")]
+    for name, events in (("app-1", one), ("app-2", other)):
+        (tmp_path / name).write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    found = [(stage.name, stage.tasks, stage.median_s, stage.longest_s) for stage in read_times(tmp_path)]
+    assert found == [("join", 3, 0.11, 2.1), ("sort", 1, 0.4, 0.4)]
+
+
+def test_one_video_has_a_third_of_all_events_and_one_user_a_twentieth(tmp_path: Path) -> None:
+    write_skewed_logs(tmp_path / "logs", pages=6_000)
+    impressions = pq.read_table(tmp_path / "logs" / "impressions.parquet")
+    watches = pq.read_table(tmp_path / "logs" / "watches.parquet")
+    assert pc.sum(pc.equal(impressions["video_id"], POPULAR_VIDEO)).as_py() * 3 == impressions.num_rows
+    for table in (impressions, watches):
+        popular = pc.mean(pc.equal(table["video_id"], POPULAR_VIDEO)).as_py()
+        assert popular == pytest.approx(1 / 3, abs=0.03)
+        assert pc.mean(pc.equal(table["user_id"], HEAVY_USER)).as_py() == pytest.approx(0.05, abs=0.01)
+    keys = impressions.group_by(["request_id", "video_id"]).aggregate([([], "count_all")])
+    assert keys.num_rows == impressions.num_rows
