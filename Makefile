@@ -62,7 +62,7 @@ endif
 	@watchnext status
 
 test: $(VENV)/.installed-dev
-	@pytest --numprocesses 2 --dist loadfile
+	@pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev
 	ruff check .

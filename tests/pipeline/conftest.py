@@ -123,19 +123,21 @@ class Project:
         )
         return json.loads(done.stdout)
 
-    def kill_in_stage(self, stage: str, *command: str) -> psutil.Process:
-        """Start `command`, wait until `stage` is at work, and `kill -9` the dvc process. Returns the stage's process.
+    def kill_in_stage(self, stage: str) -> psutil.Process:
+        """Bring the pipeline up to `stage`, and `kill -9` dvc in the middle of it. Returns the stage's process.
 
-        A stage that writes for a few milliseconds can end unseen: then `command`, which has to run it each time, starts
-        again.
+        A stage that writes for a few milliseconds can end unseen: then it has to run again.
         """
+        command: tuple[str, ...] = ("dvc", "repro", stage)
         for _ in range(KILLS_TO_TRY):
             with self.start(*command) as dvc:
-                found = wait_for(partial(self._stage_process, dvc.pid, stage), f"{stage} under {command}")
+                found = wait_for(
+                    partial(self._stage_process, dvc.pid, stage), f"{stage} under {command}", timeout_s=600
+                )
                 # Into the middle of its work: past its imports, while an output is half written; or, where the work
                 # is on the registry, a second into it.
                 ends = time.monotonic() + (
-                    1.0 if stage in ("choose_start", "promote", "compare_shadow") else 20.0
+                    1.0 if stage in ("choose_start", "promote", "compare_shadow") else 60.0
                 )
                 while time.monotonic() < ends and dvc.poll() is None and not self.half_written():
                     time.sleep(0.002)
@@ -144,6 +146,7 @@ class Project:
                     dvc.communicate()
                     return found
                 dvc.communicate()
+            command = ("dvc", "repro", "--force", "--single-item", stage)
         raise AssertionError(f"{stage} ended {KILLS_TO_TRY} times before it could be killed")
 
     def half_written(self) -> list[Path]:

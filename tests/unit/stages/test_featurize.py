@@ -214,26 +214,6 @@ def test_buckets_of_users_change_nothing_but_the_parts(
     ).read_text()
 
 
-@pytest.mark.spark
-@pytest.mark.slow
-def test_spark_gives_the_same_rows(rows: Rows, tmp_path: Path) -> None:
-    """Every row of every table, in order; the quantiles; the manifest to the byte. The gate day has no pages."""
-    pytest.importorskip("pyspark", reason="pyspark is not installed: Spark is NOT tested here")
-    if shutil.which("java") is None:
-        pytest.skip("there is no Java: Spark is NOT tested here")
-    rows = {**rows, "impressions": as_feed(rows["impressions"], 6)}
-    metrics = run(rows, tmp_path / "spark", engine=EngineParams(kind="spark"))
-    assert metrics == run(rows, tmp_path / "duckdb")
-    expected, found = tables(tmp_path / "duckdb" / "features"), tables(tmp_path / "spark" / "features")
-    assert found.keys() == expected.keys()
-    assert len(found) == 2 + 14 + 12
-    for name, table in expected.items():
-        assert_equal_rows(found[name], table, name)
-    for name in ("manifest.json", "quantiles.json"):
-        one = json.loads((tmp_path / "spark" / "features" / name).read_text())
-        assert one == json.loads((tmp_path / "duckdb" / "features" / name).read_text())
-
-
 def test_absent_inputs_are_left_out_and_said(
     rows: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
