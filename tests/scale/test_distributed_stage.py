@@ -99,7 +99,7 @@ def test_a_killed_worker_stops_the_other_and_both_go_on_from_their_checkpoints(m
     assert f"{STAGE}.worker-1.log" in error.where
     assert not (killed / "data" / "retrieval").exists()
     assert not (killed / "metrics" / f"{STAGE}.json").exists()
-    assert not psutil.Process().children(recursive=True), "a worker outlived the launcher"
+    assert not workers(), "a worker outlived the launcher"
 
     train(killed)
     assert all("goes on from its checkpoint" in said(killed, index) for index in range(2))
@@ -114,10 +114,21 @@ def worker_with_checkpoints(root: Path, index: int) -> psutil.Process:
     while not all(complete(folder) for folder in folders):
         assert time.monotonic() < ends_at, f"no checkpoints: {said(root, index)}"
         time.sleep(0.01)
-    for process in psutil.Process().children():
-        if json.loads(process.environ()["TF_CONFIG"])["task"]["index"] == index:
-            return process
-    raise AssertionError("it ended before it could be killed")
+    assert index in workers(), "it ended before it could be killed"
+    return workers()[index]
+
+
+def workers() -> dict[int, psutil.Process]:
+    """Those that run, by index; what other tests keep running has no TF_CONFIG."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            told = process.environ().get("TF_CONFIG")
+        except psutil.Error:  # it has ended meanwhile
+            continue
+        if told:
+            found[json.loads(told)["task"]["index"]] = process
+    return found
 
 
 def complete(folder: Path) -> bool:
@@ -175,4 +186,4 @@ def test_a_worker_that_fails_is_named_with_the_end_of_its_log(tmp_path):
         train_on_loopback([sys.executable, "-c", program], workers=2, name="made up", root=tmp_path)
     assert "no such column: colour" in str(caught.value)
     assert caught.value.where == str(LOGS / "made up.worker-1.log")
-    assert not psutil.Process().children(recursive=True)
+    assert not workers()
