@@ -90,9 +90,6 @@ def test_days_that_are_added_or_not_as_they_were_are_judged_and_no_others(tmp_pa
     that is of a page of day 2, which is so of two instants: the rows of day 2 are wrong, though none of them has changed.
 
     Five impressions of the year 58000 and a watch without an instant are of no day, and so judged each time.
-
-    Seen to fail with the digest taken over the logged columns alone, with it left out of the comparison, with rows of no day
-    forgotten, and with what was counted on the earlier days of a batch left out.
     """
     tables = injected(sound_logs())
     judge(without_last_day(tables), tmp_path / "before", None)
@@ -110,7 +107,7 @@ def test_days_that_are_added_or_not_as_they_were_are_judged_and_no_others(tmp_pa
 
 
 def test_a_batch_fails_by_all_of_its_days_whichever_were_judged_now() -> None:
-    """Seen to fail with the judge's own word on the rows that it was given."""
+    """The judge's own word is of the rows that it was given, a batch's is of all its days."""
     rule = Rule("small", "watches", "value", Within(maximum=1), "it is small", max_bad_share=0.25)
     frame = pd.DataFrame({"value": [0.0, 2.0, np.nan, 1.0]})  # one of three
     batches = [

@@ -133,7 +133,7 @@ def test_videos_that_a_model_never_saw_have_neither_place_nor_score():
 
 
 def test_videos_beside_the_index_are_found_and_scored_as_if_they_were_in_it():
-    """Seen to fail where the two lists are put one after the other, and where scores look into the index alone."""
+    """The two lists are one, best first."""
     corpus = make_corpus()
     embeddings = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
 
