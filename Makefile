@@ -62,7 +62,7 @@ endif
 	@watchnext status
 
 test: $(VENV)/.installed-dev
-	@pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev
 	ruff check .

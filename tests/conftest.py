@@ -88,14 +88,6 @@ def server(serving_project: Path) -> Iterator[LiveServer]:
     assert running.end() == 0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests one process runs: those of a file, or all that share the finished pipeline, which takes minutes."""
-    for item in items:
-        folder = item.path.parent
-        shared = folder if folder.name == "pipeline" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(shared)))
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--in-full",

@@ -181,7 +181,7 @@ def test_a_full_disk_loses_shadow_rows_and_nothing_else(
     finally:
         assign(serving_project, "challenger", None)  # it then writes what it has
     until(lambda: shadow()["version"] is None)
-    after = shadow()
-    assert (after["lost"], after["written"]) == (before["lost"] + 30, before["written"])
+    until(lambda: shadow()["lost"] == before["lost"] + 30)  # told as it ends, which may be after that
+    assert shadow()["written"] == before["written"]
     assert "shadow rows are lost" in json.dumps(server.log)
     assert len(server.recommend("full 1", record=False)["videos"]) == 20
