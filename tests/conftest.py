@@ -92,7 +92,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--in-full",
         action="store_true",
-        help="tests/serving: 100 swaps instead of 10, 10,000 malformed requests instead of some hundred",
+        help="tests/serving: 100 swaps instead of 10, 10,000 malformed requests instead of some hundred; also bench-serve",
     )
 
 

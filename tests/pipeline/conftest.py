@@ -1,5 +1,6 @@
 """A scratch copy of this project that runs the real pipeline on a tiny world."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -208,10 +209,21 @@ def copy_project(target: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project in which `dvc repro` has run once. Tests that change it work on a `copy_of_finished`."""
-    project = copy_project(tmp_path_factory.mktemp("finished") / "project")
-    project.run("dvc", "repro")
-    return project
+    """A project in which `dvc repro` has run once. Tests that change it work on a `copy_of_finished`.
+
+    It takes minutes, and so is made by one of the processes that share the tests, for all of them.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    done, target = shared / "finished.done", shared / "finished" / "project"
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(target.parent, ignore_errors=True)
+            copy_project(target).run("dvc", "repro")
+            done.touch()
+    return Project(target)
 
 
 @pytest.fixture
