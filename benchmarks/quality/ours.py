@@ -145,7 +145,7 @@ class Day:
             return by_filter[measure.best_filter(by_filter, measure.OBJECTIVE)]
 
         fitting.start(seed, deterministic=True)
-        settings = params.model_dump(exclude={"tuning_events", "inputs", "labels", "warm_start"})
+        settings = params.of_the_model()
         if epochs is not None:
             settings |= {"epochs": epochs, "patience": epochs}
         model, trained = retrieval.train(

@@ -48,7 +48,7 @@ def train(fold: Fold, changed: Mapping[str, Any], passes: int, seed: int, evalua
     from watchnext.models import training as fitting
 
     params = config.load_section("train_ranking", train_ranking.Params).model_copy(update=dict(changed))
-    settings = params.model_dump(exclude={"inputs_left_out", "calibrated"}) | {
+    settings = params.of_the_model() | {
         "epochs": passes,
         "patience": passes,
     }

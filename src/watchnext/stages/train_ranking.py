@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,10 @@ class Params(Section):
     epochs: int = Field(default=6, ge=1)
     patience: int = Field(default=2, ge=1)
     matmul_dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto")
+
+    def of_the_model(self) -> dict[str, Any]:
+        """What `models.ranking.train` takes; the rest is the stage's own."""
+        return self.model_dump(exclude={"inputs_left_out", "calibrated"})
 
 
 def train_ranking(
@@ -162,7 +166,7 @@ def train_ranking(
         evaluate=evaluate,
         objective="tuning_weighted_pairwise_loss",
         workers=workers,
-        **params.model_dump(exclude={"inputs_left_out", "calibrated"}),
+        **params.of_the_model(),
     )
     clicked = float(sum(part["clicked"].sum(dtype=np.float64) for part in examples.parts()))
     rows, clicks = workers.sum(np.array([examples.num_rows, clicked]))

@@ -4,7 +4,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -65,6 +65,10 @@ class Params(Section):
     epochs: int = Field(default=5, ge=1)
     patience: int = Field(default=2, ge=1)
     tuning_events: int = Field(default=5_000, ge=1)
+
+    def of_the_model(self) -> dict[str, Any]:
+        """What `models.retrieval.train` takes; the rest is the stage's own."""
+        return self.model_dump(exclude={"tuning_events", "inputs", "labels", "warm_start"})
 
 
 def train_retrieval(
@@ -176,7 +180,7 @@ def train_retrieval(
         workers=workers,
         start=begin,
         ids={space: vocabulary.tokens for space, vocabulary in encoder.vocabularies.items()},
-        **params.model_dump(exclude={"tuning_events", "inputs", "labels", "warm_start"}),
+        **params.of_the_model(),
     )
     examples.remove()
     retrieval.save(model, out_model)
