@@ -19,6 +19,7 @@ from benchmarks.programs import print_measured
 from benchmarks.scale.stages import run_stages
 from benchmarks.scale.task_times import read_times, recorded_in
 from watchnext.engine import EngineParams
+from watchnext.stages import ingest
 
 
 def compare(one: Path, other: Path) -> dict[str, dict[str, int]]:
@@ -75,9 +76,9 @@ def main() -> int:
                 spark_conf={"spark.sql.shuffle.partitions": 8, **recorded_in(events)},
             ),
         }
+        source = ingest.Params(source=options.source)
         seconds = {
-            name: run_stages(options.source, options.data, engine, work / name)
-            for name, engine in engines.items()
+            name: run_stages(source, options.data, engine, work / name) for name, engine in engines.items()
         }
         tables = compare(work / "duckdb", work / "spark")
         quantiles = [

@@ -10,6 +10,7 @@ import argparse
 import datetime
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,11 +24,14 @@ import pyarrow.parquet as pq
 
 from benchmarks.programs import print_measured
 from benchmarks.scale.stages import run_stages
+from watchnext.data.sources import Files, FileTable
 from watchnext.engine import EngineParams
+from watchnext.stages import ingest
 
 DAYS = 10
 FIRST_DAY = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
 PAGE = 3
+TABLES = ("videos", "users", "impressions", "watches")
 HEAVY_USER, POPULAR_VIDEO = 0, 0
 HEAVY_SHARE = 0.05
 _DAY_US = 86_400_000_000
@@ -38,7 +42,7 @@ class StageTimes:
     """How long the tasks of one of Spark's stages took.
 
     Attributes:
-        name: what Spark calls it.
+        name: what it was for, or where nobody said so what Spark calls it, and what its tasks did.
         tasks: how many ended well.
         median_s: of their seconds, from start to end.
         longest_s: of the slowest.
@@ -73,17 +77,32 @@ def read_times(folder: Path) -> list[StageTimes]:
 
 def _stages_of(events: Iterable[dict[str, Any]]) -> Iterator[StageTimes]:
     seconds: dict[int, list[float]] = {}
+    purposes: dict[int, str] = {}
     names: dict[int, str] = {}
     for event in events:
         if event["Event"] == "SparkListenerTaskEnd" and event["Task End Reason"]["Reason"] == "Success":
             task = event["Task Info"]
             took_s = (task["Finish Time"] - task["Launch Time"]) / 1000
             seconds.setdefault(event["Stage ID"], []).append(took_s)
+        elif event["Event"] == "SparkListenerStageSubmitted":
+            told = event["Properties"].get("spark.job.description")
+            purposes[event["Stage Info"]["Stage ID"]] = told or event["Stage Info"]["Stage Name"]
         elif event["Event"] == "SparkListenerStageCompleted":
             info = event["Stage Info"]
-            names[info["Stage ID"]] = info["Stage Name"]
+            names[info["Stage ID"]] = ", ".join(_operators(info))
     for stage, taken in seconds.items():
-        yield StageTimes(names.get(stage, f"stage {stage}"), len(taken), median(taken), max(taken))
+        name = ": ".join(filter(None, (purposes.get(stage, f"stage {stage}"), names.get(stage))))
+        yield StageTimes(name, len(taken), median(taken), max(taken))
+
+
+def _operators(stage: dict[str, Any]) -> list[str]:
+    """What the tasks of a stage did, in its order, as far as Spark tells: `Exchange`, `Window`, ..."""
+    scopes = (
+        (rdd["RDD ID"], json.loads(rdd["Scope"])["name"]) for rdd in stage["RDD Info"] if "Scope" in rdd
+    )
+    # Neighbours of one name are one operator's, generated code says nothing of what it is.
+    named = [re.sub(r"WholeStageCodegen.*", "", name).strip() for _, name in sorted(scopes)]
+    return [name for name, _ in itertools.groupby(filter(None, named))]
 
 
 def write_skewed_logs(directory: Path, pages: int, seed: int = 1) -> None:
@@ -173,7 +192,9 @@ def main() -> int:
             memory_limit_gb=1.0,
             spark_conf={"spark.sql.shuffle.partitions": 8, **recorded_in(events)},
         )
-        seconds = run_stages("files", work / "logs", engine, work / "spark")
+        tables = {name: FileTable(path=f"{name}.parquet") for name in TABLES}
+        source = ingest.Params(source="files", files=Files(tables=tables))
+        seconds = run_stages(source, work / "logs", engine, work / "spark")
         stages = read_times(events)
         several = [stage for stage in stages if stage.tasks > 1]
         return {

@@ -699,6 +699,37 @@ def relocate() -> None:
     say(mend(Path.cwd()))
 
 
+@registry_app.command("prune")
+def prune(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")
+    ] = False,
+) -> None:
+    """Delete bundles in mlruns/bundles, which were fetched from a shared registry, that have no role there.
+
+    A machine that follows a shared registry fetches each champion and challenger once, and keeps it. What goes is what the
+    server can hand out again: bundles of versions that have an alias (champion, challenger, previous or one of your own)
+    stay, and so do those whose files the server has lost. Versions in the registry are not touched.
+    """
+    from watchnext.registry import Registry
+
+    found = Registry.open(Path.cwd()).prune_downloads(dry_run=dry_run)
+    print_table(
+        "Fetched bundles",
+        ("bundle", "MB", "what becomes of it"),
+        [
+            (
+                one.bundle_digest[:16],
+                f"{one.size_bytes / 1e6:.1f}",
+                f"stays: {one.kept_because}" if one.kept_because else "would go" if dry_run else "deleted",
+            )
+            for one in found
+        ],
+    )
+    freed = sum(one.size_bytes for one in found if not one.kept_because)
+    say(f"{freed / 1e6:.1f} MB {'would be free' if dry_run else 'are free'} again")
+
+
 @cluster_app.command("up")
 def cluster_up(
     workers: Annotated[int, typer.Option(help="How many workers.", min=1)] = 2,

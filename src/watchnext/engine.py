@@ -131,6 +131,9 @@ class Engine:
             (rows,) = self.backend.raw_sql(f"COPY ({sql}) TO '{_quoted(target)}' ({options})").fetchone()
             return int(rows)
         ordered = table.order_by([ibis.asc(table[name], nulls_first=True) for name in sort_by])
+        # Spark's pages and event log name a job by a line of Java unless they are told what it is for.
+        jobs = self.backend._session.sparkContext
+        jobs.setJobDescription(f"write {directory.parent.name}/{directory.name}")
         # Spark writes a directory of its own at a time, files named by a random id: they are moved under names
         # that keep the parts, and the rows, in order.
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=directory) as writing:
@@ -139,6 +142,7 @@ class Engine:
                 shutil.move(file, directory / f"part-{part or 0:05d}-{number:05d}.parquet")
                 for number, file in enumerate(sorted((Path(writing) / "rows").glob("part-*.parquet")))
             ]
+        jobs.setJobDescription(None)
         return sum(pq.read_metadata(file).num_rows for file in written)
 
     def row_digests(self, table: ir.Table, by: str) -> dict[Any, str]:

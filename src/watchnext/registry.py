@@ -160,6 +160,21 @@ class Event:
     run_id: str
 
 
+@dataclass(frozen=True)
+class Download:
+    """A bundle in `mlruns/bundles`, fetched from the server that holds its version.
+
+    Attributes:
+        bundle_digest: which one.
+        size_bytes: on disk.
+        kept_because: why it stays; empty where it may go.
+    """
+
+    bundle_digest: str
+    size_bytes: int
+    kept_because: str
+
+
 class UnusableBundleError(InputError):
     """The files of a registered version are gone, or are not those that were registered."""
 
@@ -383,6 +398,56 @@ class Registry:
             raise UnusableBundleError(
                 error.what, where=error.where, offenders=error.offenders, remedy=error.remedy
             ) from error
+
+    def prune_downloads(self, *, dry_run: bool = False) -> list[Download]:
+        """Delete the fetched bundles that can be fetched again and whose versions have no alias; say which stay, and why.
+
+        Args:
+            dry_run: delete nothing.
+
+        Raises:
+            InputError: the registry is this folder's own, from which nothing is fetched, or it cannot be used.
+        """
+        if self._is_local:
+            raise InputError(
+                "the registry is this folder's own, from which no bundle is fetched",
+                where=self.where,
+                remedy="set MLFLOW_TRACKING_URI as where the bundles were fetched: what stays is what that registry says",
+            )
+        found = []
+        for path in sorted((self.root / DOWNLOADS).glob("*")):
+            if (
+                not path.is_dir() or path.suffix
+            ):  # locks, and what a killed download left: the next one removes that
+                continue
+            size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            found.append(Download(path.name, size_bytes, self._why_kept(path.name)))
+            if not found[-1].kept_because and not dry_run:
+                with FileLock(path.with_name(path.name + ".lock")):
+                    # Renamed first: whoever is killed in between leaves no half of a bundle under its name.
+                    shutil.rmtree(path.rename(path.with_name(path.name + ".staging")))
+        return found
+
+    def _why_kept(self, bundle_digest: str) -> str:
+        versions = self._with_digest(bundle_digest)
+        for version in versions:
+            roles = [
+                alias for alias, number in self._aliases(version.name).items() if number == version.number
+            ]
+            if roles:
+                return f"version {version.number} of {version.name} is {', '.join(sorted(roles))}"
+        for version in versions:
+            if not self._is_stored(version):
+                return f"the server has no files of version {version.number} of {version.name} any more"
+        return ""
+
+    def _is_stored(self, version: Version) -> bool:
+        """Whether the files of a version can be fetched."""
+        from mlflow.artifacts import list_artifacts
+
+        with self._plainly():
+            location = self._client().get_model_version_download_uri(version.name, str(version.number))
+            return bool(list_artifacts(artifact_uri=f"{location}/artifacts", tracking_uri=self.tracking_uri))
 
     # --- roles ---
 

@@ -94,7 +94,7 @@ class Cluster:
         remedy = f"for example {tf_config(('host-0:2222', 'host-1:2222'), 0)}"
         try:
             content = json.loads(text)
-            tasks = {str(name): list(addresses) for name, addresses in content["cluster"].items()}
+            tasks = {str(name): _listed(addresses) for name, addresses in content["cluster"].items()}
             kind, index = str(content["task"]["type"]), int(content["task"]["index"])
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{VARIABLE} cannot be read", where=VARIABLE, remedy=remedy) from None
@@ -112,20 +112,35 @@ class Cluster:
         addresses = (*chiefs, *tasks.get("worker", []))
         if len(addresses) == 1:
             return None
+        for address in addresses:
+            _host_and_port(address)
+        if twice := sorted({address for address in addresses if addresses.count(address) > 1}):
+            raise InputError(
+                f"{VARIABLE} gives two workers one address",
+                where=VARIABLE,
+                offenders=twice,
+                remedy="a host and port of its own for each",
+            )
         return cls(addresses, index + (len(chiefs) if kind == "worker" else 0))
+
+
+def _listed(addresses: object) -> list[str]:
+    """A text is no list of addresses, though Python would make one of its characters."""
+    if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
+        raise TypeError(f"{addresses!r} is no list of addresses")
+    return addresses
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    try:
-        return host.strip("[]"), int(port)
-    except ValueError:
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise InputError(
             "an address is no host:port",
             where=VARIABLE,
             offenders=[address],
             remedy="for example 10.0.0.1:2222",
-        ) from None
+        )
+    return host.strip("[]"), int(port)
 
 
 def _answers(address: str) -> bool:

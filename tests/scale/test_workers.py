@@ -73,12 +73,34 @@ def test_two_workers_end_within_noise_of_one_with_the_doubled_batch(of_two):
     assert min(ends) - 2 * spread - 0.02 < of_two[0]["cross_entropy"] < max(ends) + 2 * spread + 0.02, ends
 
 
+@pytest.mark.slow
+def test_workers_begin_with_the_weights_of_an_earlier_training(of_two):
+    """Each has all of them, by ids; after steps that are next to nothing the model is that of before.
+
+    Meant to fail where they begin at random.
+    """
+    first, second = of_two
+    assert first["digests"] == second["digests"]
+    for one in of_two:
+        assert one["warm_cross_entropy"] == pytest.approx(one["cross_entropy"], abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
         ("{", "cannot be read"),
         (json.dumps({"cluster": {"worker": ["a:1", "b:1"]}}), "cannot be read"),
+        ("[]", "cannot be read"),
+        (
+            json.dumps({"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}),
+            "cannot be read",
+        ),
         (tf_config(["a:1", "b:1"], 2), "has no task worker 2"),
+        (tf_config(["a:1", "b:1"], -1), "has no task worker -1"),
+        (tf_config(["a:1", "b"], 0), "no host:port"),
+        (tf_config(["a:1", "b:x"], 0), "no host:port"),
+        (tf_config(["a:1", "b:70000"], 0), "no host:port"),
+        (tf_config(["a:1", "a:1"], 0), "two workers one address"),
         (
             json.dumps({"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "ps", "index": 0}}),
             "tasks that nothing here is trained by",

@@ -13,16 +13,19 @@ import watchnext  # noqa: F401  Before TensorFlow: it asks for Keras 2.
 
 # isort: split
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 
 from watchnext.features.batches import FeatureSpec
 from watchnext.models import ranking, retrieval, training
+from watchnext.models.warm_start import WarmStart
 from watchnext.models.workers import Workers
 
 VIDEOS = 60
 IMPRESSIONS = 512
 WATCHES = 8_192
 SEED = 4
+IDS = pa.array(range(VIDEOS))
 
 
 def impressions() -> dict[str, np.ndarray]:
@@ -101,8 +104,10 @@ def train_ranking(workers: Workers) -> tuple[ranking.RankingModel, list[float]]:
     return model, [loss for _, loss in outcome.curves["loss"]]
 
 
-def train_retrieval(workers: Workers, batch_size: int, seed: int = SEED) -> retrieval.RetrievalModel:
-    """Each worker draws negatives of its own."""
+def train_retrieval(
+    workers: Workers, batch_size: int, seed: int = SEED, start: WarmStart | None = None
+) -> retrieval.RetrievalModel:
+    """Each worker draws negatives of its own. With a `start`, one pass of steps that are next to nothing."""
     training.start(seed, deterministic=True, workers=workers)
     model, _ = retrieval.train(
         share(watches(), workers),
@@ -113,14 +118,16 @@ def train_retrieval(workers: Workers, batch_size: int, seed: int = SEED) -> retr
         watch_dropout=0.0,
         batch_size=batch_size // workers.count,
         negatives=40,
-        learning_rate=0.05,
-        epochs=6,
+        learning_rate=0.05 if start is None else 1e-6,
+        epochs=6 if start is None else 1,
         patience=6,
         seed=seed,
         # Asked of the chief alone, whose answer all take.
         evaluate=lambda model: {"map": -cross_entropy(model)},
         matmul_dtype="float32",
         workers=workers,
+        start=start,
+        ids={"video": IDS},
     )
     return model
 
@@ -131,13 +138,17 @@ def main() -> None:
     workers = Workers.join()
     ranker, losses = train_ranking(workers)
     model = train_retrieval(workers, batch_size)
+    warm = train_retrieval(
+        workers, batch_size, SEED + 1, WarmStart.of(model, {"video": IDS}, "the one before")
+    )
     arrays = {f"weight-{place}": weight for place, weight in enumerate(ranker.get_weights())}
     arrays |= {f"state-{place}": state for place, state in enumerate(ranker.optimizer.get_weights())}
     np.savez(folder / f"worker-{workers.index}.npz", **arrays)
     told = {
-        "digests": [training.weights_digest(one.weights) for one in (ranker, model)],
+        "digests": [training.weights_digest(one.weights) for one in (ranker, model, warm)],
         "ranking_losses": losses,
         "cross_entropy": cross_entropy(model),
+        "warm_cross_entropy": cross_entropy(warm),
         "first_negative": int(tf.random.get_global_generator().uniform([], maxval=1 << 30, dtype=tf.int32)),
     }
     (folder / f"worker-{workers.index}.json").write_text(json.dumps(told))

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
+from watchnext.console import say
 from watchnext.data.validation_rules import Rule, Thresholds
 
 JUDGED_DAYS = "judged_days.json"
@@ -34,6 +37,19 @@ _SOURCES = (
 _LIBRARIES = ("duckdb", "great-expectations", "ibis-framework", "pandas")
 
 
+class _Day(BaseModel):
+    digest: str
+    rules: dict[str, tuple[int, int]]
+
+
+class _Kept(BaseModel):
+    """The file, as `write` writes it."""
+
+    made_by: str
+    latest_at_s: float
+    tables: dict[str, dict[str, _Day]]
+
+
 @dataclass
 class JudgedDays:
     """What an earlier run had judged, and what this one has.
@@ -45,7 +61,7 @@ class JudgedDays:
 
     made_by: str
     latest_at_s: float
-    _earlier: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    _earlier: Mapping[str, Mapping[str, "_Day"]] = field(default_factory=dict)
     _found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -61,10 +77,14 @@ class JudgedDays:
         path = None if earlier_report is None else earlier_report / JUDGED_DAYS
         if path is None or not path.is_file():
             return judged
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            kept = _Kept.model_validate_json(path.read_bytes())
+        except ValidationError:
+            say(f"validate: {path} is damaged, so all days are judged anew")
+            return judged
         # What was not in the future is not in the future later; by a clock that was set back it may be.
-        if content["made_by"] == judged.made_by and content["latest_at_s"] <= latest_at_s:
-            judged._earlier = content["tables"]
+        if kept.made_by == judged.made_by and kept.latest_at_s <= latest_at_s:
+            judged._earlier = kept.tables
         return judged
 
     def earlier(self, rules: Sequence[Rule], day: str, digest: str) -> Counts | None:
@@ -76,11 +96,10 @@ class JudgedDays:
             digest: of what the judge sees of its rows, save the columns that depend on the clock.
         """
         kept = self._earlier.get(rules[0].table, {}).get(day)
-        if kept is None or kept["digest"] != digest or kept["rules"].keys() != {rule.name for rule in rules}:
+        if kept is None or kept.digest != digest or kept.rules.keys() != {rule.name for rule in rules}:
             return None
-        counts = {name: (int(judged), int(broken)) for name, (judged, broken) in kept["rules"].items()}
         # A row that was in the future need not be so for ever.
-        return None if any(rule.by_clock and counts[rule.name][1] for rule in rules) else counts
+        return None if any(rule.by_clock and kept.rules[rule.name][1] for rule in rules) else kept.rules
 
     def keep(self, table: str, day: str, digest: str, counts: Counts) -> None:
         """Keep for the next run what was counted on a day, now or earlier."""

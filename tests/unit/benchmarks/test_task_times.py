@@ -18,18 +18,46 @@ def task(stage: int, took_ms: int, reason: str = "Success") -> dict[str, object]
     }
 
 
-def completed(stage: int, name: str) -> dict[str, object]:
-    return {"Event": "SparkListenerStageCompleted", "Stage Info": {"Stage ID": stage, "Stage Name": name}}
+def submitted(stage: int, name: str, purpose: str | None = None) -> dict[str, object]:
+    properties = {} if purpose is None else {"spark.job.description": purpose}
+    return {
+        "Event": "SparkListenerStageSubmitted",
+        "Stage Info": {"Stage ID": stage, "Stage Name": name},
+        "Properties": properties,
+    }
+
+
+def completed(stage: int, *operators: str) -> dict[str, object]:
+    """Each operator as Spark writes it: RDDs, of which it may have several, name the scope that they were made in."""
+    scopes = [json.dumps({"id": str(number), "name": name}) for number, name in enumerate(operators)]
+    rdds: list[dict[str, object]] = [
+        {"RDD ID": number, "Scope": scope} for number, scope in enumerate(scopes)
+    ]
+    info = {"Stage ID": stage, "RDD Info": [*reversed(rdds), {"RDD ID": len(rdds)}]}
+    return {"Event": "SparkListenerStageCompleted", "Stage Info": info}
 
 
 def test_of_each_stage_the_median_and_the_longest_task_are_told(tmp_path: Path) -> None:
     """A task that failed tells nothing of how long it takes; each application numbers its stages anew."""
-    one = [{"Event": "SparkListenerLogStart"}, task(0, 90), task(0, 2100), task(0, 110), completed(0, "join")]
-    other = [task(0, 9000, "ExecutorLostFailure"), task(0, 400), completed(0, "sort")]
+    one = [
+        {"Event": "SparkListenerLogStart"},
+        submitted(0, "save at Some.java:0", "write features/gate"),
+        *(task(0, took_ms) for took_ms in (90, 2100, 110)),
+        completed(0, "Exchange", "WholeStageCodegen (5)", "Window\n", "Window"),
+    ]
+    other = [
+        submitted(0, "count at Some.java:0"),
+        task(0, 9000, "ExecutorLostFailure"),
+        task(0, 400),
+        completed(0),
+    ]
     for name, events in (("app-1", one), ("app-2", other)):
         (tmp_path / name).write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
     found = [(stage.name, stage.tasks, stage.median_s, stage.longest_s) for stage in read_times(tmp_path)]
-    assert found == [("join", 3, 0.11, 2.1), ("sort", 1, 0.4, 0.4)]
+    assert found == [
+        ("write features/gate: Exchange, Window", 3, 0.11, 2.1),
+        ("count at Some.java:0", 1, 0.4, 0.4),
+    ]
 
 
 def test_one_video_has_a_third_of_all_events_and_one_user_a_twentieth(tmp_path: Path) -> None:

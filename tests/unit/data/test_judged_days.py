@@ -161,3 +161,16 @@ def test_another_day_suite_or_library_judges_again(report: Path, monkeypatch: py
 def test_a_report_that_is_not_there_keeps_nothing(tmp_path: Path) -> None:
     judged = JudgedDays.open(tmp_path, Thresholds(), latest_at_s=100.0)
     assert judged.earlier(RULES, "2026-03-01", "digest") is None
+
+
+@pytest.mark.parametrize("damage", ["", '{"made_by": "cut o', "[]", "rules", "\udcff"])
+def test_a_damaged_file_is_said_and_judges_all_days_anew(
+    report: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Empty, cut off, another thing, a day without a key, and no UTF-8."""
+    path = report / judged_days.JUDGED_DAYS
+    text = path.read_text().replace('"rules"', '"rulez"') if damage == "rules" else damage
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    judged = JudgedDays.open(report, Thresholds(), latest_at_s=100.0)
+    assert judged.earlier(RULES, "2026-03-01", "digest") is None
+    assert f"{path} is damaged, so all days are judged anew" in " ".join(capsys.readouterr().err.split())
