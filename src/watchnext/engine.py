@@ -126,7 +126,7 @@ class Engine:
         if self.kind == "duckdb":
             target = directory / f"part-{part or 0:05d}.parquet"
             order = ", ".join(f"{_name(column)} ASC NULLS FIRST" for column in sort_by)
-            sql = f"SELECT * FROM ({_typed_sql(table)} UNION ALL {_no_rows_sql(table)}) ORDER BY {order}"
+            sql = f"SELECT * FROM ({self._typed_sql(table)} UNION ALL {_no_rows_sql(table)}) ORDER BY {order}"
             options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
             (rows,) = self.backend.raw_sql(f"COPY ({sql}) TO '{_quoted(target)}' ({options})").fetchone()
             return int(rows)
@@ -155,7 +155,7 @@ class Engine:
             raise NotImplementedError("digests of rows are DuckDB's")
         hashed = (
             f"SELECT {_name(by)} AS by_value, hash(rows) AS one, hash(rows, 1) AS other"
-            f" FROM ({ibis.to_sql(table, dialect='duckdb')}) AS rows"
+            f" FROM ({self.backend.compile(table)}) AS rows"
         )
         found = self.backend.raw_sql(
             "SELECT by_value, concat_ws('-', count(*), sum(one::HUGEINT), bit_xor(one), sum(other::HUGEINT),"
@@ -173,7 +173,7 @@ class Engine:
             self._kept.append(kept.release)
             return kept
         name = f"materialized_{next(self._numbers)}"
-        self.backend.raw_sql(f"CREATE TEMP TABLE {name} AS {_typed_sql(table)}")
+        self.backend.raw_sql(f"CREATE TEMP TABLE {name} AS {self._typed_sql(table)}")
         self._kept.append(lambda: self.backend.raw_sql(f"DROP TABLE {name}"))
         return self.backend.table(name)
 
@@ -195,6 +195,19 @@ class Engine:
     def remove(self, directory: Path) -> None:
         """Delete a table that `write` stored."""
         shutil.rmtree(directory)
+
+    def _typed_sql(self, table: ir.Table) -> str:
+        """DuckDB's query for `table`, every column cast to the type that Ibis says it has.
+
+        Ibis leaves out casts that it holds for needless. They are not: a sum of integers is a HUGEINT here, which
+        Parquet stores as double, a date plus an interval is a timestamp, and 0.0 a decimal.
+        """
+        columns = ", ".join(
+            f"CAST({_name(name)} AS {DuckDBType.to_string(dtype)}) AS {_name(name)}"
+            for name, dtype in table.schema().items()
+        )
+        # Not `ibis.to_sql`, which goes over the whole expression once more and formats the query for people.
+        return f"SELECT {columns} FROM ({self.backend.compile(table)})"
 
     def _release(self, keep: int) -> None:
         while len(self._kept) > keep:
@@ -233,19 +246,6 @@ def connect(params: EngineParams, scratch: Path | None = None) -> Iterator[Engin
             yield engine
         finally:
             engine.close()
-
-
-def _typed_sql(table: ir.Table) -> str:
-    """DuckDB's query for `table`, every column cast to the type that Ibis says it has.
-
-    Ibis leaves out casts that it holds for needless. They are not: a sum of integers is a HUGEINT here, which
-    Parquet stores as double, a date plus an interval is a timestamp, and 0.0 a decimal.
-    """
-    columns = ", ".join(
-        f"CAST({_name(name)} AS {DuckDBType.to_string(dtype)}) AS {_name(name)}"
-        for name, dtype in table.schema().items()
-    )
-    return f"SELECT {columns} FROM ({ibis.to_sql(table, dialect='duckdb')})"
 
 
 def _no_rows_sql(table: ir.Table) -> str:
