@@ -49,8 +49,8 @@ def test_a_training_killed_after_a_checkpoint_goes_on_from_it_and_says_so(copy_o
     project.set_params(
         {
             "training.checkpoint_every_s": 0.0,
-            "train_retrieval.epochs": 20,
-            "train_retrieval.patience": 20,
+            "train_retrieval.epochs": 8,
+            "train_retrieval.patience": 8,
         }
     )
     command = ("dvc", "repro", "--force", "--single-item", "train_retrieval")
