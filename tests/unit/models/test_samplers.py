@@ -32,7 +32,10 @@ def test_draws_come_as_often_as_expected(kind, unique):
     """Two-sided: five standard deviations of 3,000 repetitions. Fails if distinct draws are counted as S q."""
     tf.keras.utils.set_random_seed(1)
     one = sampler(kind)
-    counts = sum(np.bincount(one.draw(6, unique).numpy(), minlength=4) for _ in range(3000)) / 3000
+    draw = tf.function(
+        lambda: one.draw(6, unique)
+    )  # in a graph, as training draws, which is many times quicker
+    counts = sum(np.bincount(draw().numpy(), minlength=4) for _ in range(3000)) / 3000
     assert counts == pytest.approx(one.expected_count(6, unique), abs=5 * math.sqrt(6 / 3000))
 
 
