@@ -446,10 +446,10 @@ def _kuairand_tables(typed: Mapping[str, ir.Table], with_random: bool) -> dict[s
         watched_at="shown_at",
         watch_time_s="play_time_s",
     )
-    # A category with gaps was written as a float: 3.0 is 3.
     users = typed["users"]
-    categories = [name for name in users.columns if name != "user_id"]
-    users = users.mutate(**{name: users[name].re_replace(r"^(-?[0-9]+)\.0$", r"\1") for name in categories})
+    users = users.mutate(
+        **{name: _whole_category(users[name]) for name in users.columns if name != "user_id"}
+    )
     tables = {
         "videos": typed["videos"],
         "users": users,
@@ -459,6 +459,14 @@ def _kuairand_tables(typed: Mapping[str, ir.Table], with_random: bool) -> dict[s
     if "history" in typed:
         tables["history"] = typed["history"]
     return tables
+
+
+def _whole_category(values: ir.StringValue) -> ir.Value:
+    """A category with gaps was written as a float: 3.0 is 3.
+
+    Without a group that the replacement names: DuckDB calls it `\\1`, Spark `$1`.
+    """
+    return values.re_search(r"^-?[0-9]+\.0$").ifelse(values.re_replace(r"\.0$", ""), values)
 
 
 def _kuairand_csv(

@@ -193,7 +193,7 @@ def write_kuairand(folder: Path, log: Sequence[dict[str, int]] | None = None) ->
         folder / "user_features_pure.csv",
         [
             {"user_id": 5, "user_active_degree": "full_active", "is_video_author": 1, "fans_user_num": 150,
-             "fans_user_num_range": "[100,1k)", "register_days": 799, "onehot_feat4": "1.0"},
+             "fans_user_num_range": "[100,1k)", "register_days": 799, "onehot_feat4": "4.0"},
             {"user_id": 6, "user_active_degree": "full_active", "is_video_author": 0, "fans_user_num": 1,
              "fans_user_num_range": "[1,10)", "register_days": 20, "onehot_feat4": ""},
         ],

@@ -415,7 +415,7 @@ class TestKuaiRand:
                 **categories,
                 "is_video_author": "1",
                 "fans_user_num_range": "[100,1k)",
-                "onehot_feat4": "1",
+                "onehot_feat4": "4",
             },
             {
                 "user_id": 6,
