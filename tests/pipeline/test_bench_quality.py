@@ -31,9 +31,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return copy_project(tmp_path_factory.mktemp("bench-quality") / "project")
 
 
-def test_the_last_line_is_one_json_object_with_every_model_under_every_filter(project: Project) -> None:
+def test_the_last_line_is_one_json_object_with_every_model_under_every_filter(
+    finished: Project, project: Project
+) -> None:
     peers = ["most_popular", "popular_7_days"]
-    done = bench_quality(project, "--peers", *peers, "--peers-python", sys.executable)
+    logs = str(finished.root / "data/simulated/logs")
+    done = bench_quality(project, "--data", logs, "--peers", *peers, "--peers-python", sys.executable)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
 
@@ -62,9 +65,10 @@ def test_without_the_peers_environment_it_says_so_and_fails(project: Project, tm
     assert "make bench-quality" in done.stderr
 
 
-def test_a_peer_that_fails_fails_the_benchmark(project: Project) -> None:
+def test_a_peer_that_fails_fails_the_benchmark(finished: Project, project: Project) -> None:
     # This environment lacks the library implicit.
-    done = bench_quality(project, "--peers", "bpr", "--peers-python", sys.executable)
+    logs = str(finished.root / "data/simulated/logs")
+    done = bench_quality(project, "--data", logs, "--peers", "bpr", "--peers-python", sys.executable)
 
     assert done.returncode == 1
     assert done.stdout == ""

@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from benchmarks import programs
+from benchmarks.ranking import __main__ as program
 
 from conftest import Project, copy_project
 
@@ -16,7 +19,7 @@ PEER = "past_mean_watch_time"
 
 def bench_ranking(project: Project, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.ranking", "--quick", "--test-days", "2", *flags],
+        [sys.executable, "-m", "benchmarks.ranking", "--quick", *flags],
         cwd=project.root,
         env=project.environment,
         capture_output=True,
@@ -25,13 +28,35 @@ def bench_ranking(project: Project, *flags: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.fixture
+def benchmark_here(
+    finished: Project, project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The program in this process, on tables that are validated already: exit code, standard output and error."""
+
+    def run(*flags: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(project.root)
+        monkeypatch.setattr(programs, "ROOT", project.root)
+        monkeypatch.setattr(program, "validated_tables", lambda *given: finished.root / "data/validated")
+        monkeypatch.setattr(sys, "argv", ["benchmarks.ranking", "--quick", *flags])
+        code = program.main()
+        return code, *capfd.readouterr()
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return copy_project(tmp_path_factory.mktemp("bench-ranking") / "project")
 
 
-def test_the_last_line_is_one_json_object_with_losses_their_ratio_and_times(project: Project) -> None:
-    done = bench_ranking(project, "--peers", PEER, "--peers-python", sys.executable)
+def test_the_last_line_is_one_json_object_with_losses_their_ratio_and_times(
+    finished: Project, project: Project
+) -> None:
+    logs = str(finished.root / "data/simulated/logs")
+    done = bench_ranking(
+        project, "--test-days", "2", "--data", logs, "--peers", PEER, "--peers-python", sys.executable
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
 
@@ -72,17 +97,21 @@ def test_without_the_peers_environment_it_says_so_and_fails(project: Project, tm
     assert "make bench-ranking" in done.stderr
 
 
-def test_a_peer_that_fails_fails_the_benchmark(project: Project) -> None:
+def test_a_peer_that_fails_fails_the_benchmark(benchmark_here: Callable[..., tuple[int, str, str]]) -> None:
     # This environment lacks LightGBM.
-    done = bench_ranking(project, "--peers", "lightgbm_clicks", "--peers-python", sys.executable)
+    code, out, told = benchmark_here(
+        *("--test-days", "1", "--validation-days", "1"),
+        *("--peers", "lightgbm_clicks", "--peers-python", sys.executable),
+    )
 
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert "lightgbm_clicks ended with exit code 1" in done.stderr
+    assert code == 1
+    assert out == ""
+    assert "lightgbm_clicks ended with exit code 1" in told
 
 
-def test_too_few_days_are_refused(project: Project) -> None:
-    done = bench_ranking(project, "--test-days", "30", "--peers", PEER, "--peers-python", sys.executable)
+def test_too_few_days_are_refused(benchmark_here: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, told = benchmark_here("--test-days", "30", "--peers", PEER, "--peers-python", sys.executable)
 
-    assert done.returncode == 1
-    assert "too few" in done.stderr
+    assert code == 1
+    assert out == ""
+    assert "too few" in told
