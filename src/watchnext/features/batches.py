@@ -62,6 +62,7 @@ class FeatureSpec:
         side: `query` (one value per request) or `impression` (one per video of the request).
         training_only: known of what was shown, and of nothing that has yet to be ranked. Where its column is
             absent the encoder gives what stands for an unknown value, so that it tells the same of every video.
+        within: of one that is known in training alone, the input for each of whose values it counts by itself.
     """
 
     name: str
@@ -70,6 +71,7 @@ class FeatureSpec:
     length: int | None = None
     side: Literal["query", "impression"] = "query"
     training_only: bool = False
+    within: str | None = None
 
 
 def write_manifest(

@@ -330,6 +330,7 @@ class Feature:
         reads: quantities over the user's past.
         needs: columns of the logs, as table.column, without which the feature does not exist.
         training_only: see FeatureSpec; `evaluate` is then never asked.
+        within: see FeatureSpec.
         tells_of_past: whether it tells of what the user did before, although it reads nothing of the past itself.
             Where a user's day stands for a page it is missing: at the beginning of the day it was not known.
         of_video_alone: whether all requests of a day have the same value of a video: `evaluate` then reads nothing but
@@ -347,12 +348,15 @@ class Feature:
     reads: tuple[AsOf, ...] = ()
     needs: tuple[str, ...] = ()
     training_only: bool = False
+    within: str | None = None
     tells_of_past: bool = False
     of_video_alone: bool = False
 
     @property
     def spec(self) -> FeatureSpec:
-        return FeatureSpec(self.name, self.kind, self.space, self.length, self.side, self.training_only)
+        return FeatureSpec(
+            self.name, self.kind, self.space, self.length, self.side, self.training_only, self.within
+        )
 
 
 def _ratio_sql(numerator: ir.Value, denominator: ir.Value) -> ir.Value:
@@ -517,6 +521,7 @@ FEATURES: tuple[Feature, ...] = (
         evaluate=lambda moment: None,
         needs=("impressions.position",),
         training_only=True,
+        within="surface",
     ),
     # ---- multivalent
     Feature(

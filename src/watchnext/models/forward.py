@@ -205,10 +205,15 @@ class Ranker:
         id_weights = None if plan["id_weights"] is None else weights[plan["id_weights"]][:, 0]
         self._sides = [_Side(side, tables, plan["powers"], id_weights) for side in plan["sides"]]
         self._nets = [[(weights[kernel], weights[bias]) for kernel, bias in net] for net in plan["nets"]]
-        # A side's rows of the first kernel; what is known in training alone stands at their end, and is zero.
-        begins = np.cumsum([0, *(side["width"] for side in plan["sides"])])
+        begins = np.cumsum([0, *(side.width for side in self._sides)])
         self._rows = [
             slice(begin, begin + side.width) for begin, side in zip(begins, self._sides, strict=False)
+        ]
+        # What `shallow_tower.ShallowTower` adds for an unknown value, by the input within which it counts.
+        shallow = plan["shallow"] or {"served": []}
+        self._unknown = [
+            (within, shallow["rate"] * weights[shallow["weights"]][begin::step, 0])
+            for within, begin, step in shallow["served"]
         ]
         self._bound = plan["logit_bound"]
         self._unit_s = plan["unit_s"]
@@ -229,6 +234,8 @@ class Ranker:
             beside = side.id_logits(arrays)
             if beside is not None:
                 logits = logits + beside
+        for within, unknown in self._unknown:
+            logits = logits + unknown[0 if within is None else arrays[within]]
         logits = np.clip(logits, -self._bound, self._bound)
         seconds = self._unit_s * np.exp(logits) if self._curve is None else self._curve(logits)
         return {"expected_watch_time_s": seconds.astype(np.float32), "logit": logits}

@@ -17,6 +17,7 @@ from watchnext.models import forward, training
 from watchnext.models.calibration import WatchTimeCurve
 from watchnext.models.checkpoints import Checkpoints
 from watchnext.models.losses import Odds, expected_watch_time_s, weighted_logistic_loss
+from watchnext.models.shallow_tower import ShallowTower
 from watchnext.models.shards import Shards
 from watchnext.models.towers import (
     EmbeddingTable,
@@ -34,7 +35,6 @@ from watchnext.models.workers import ALONE, Workers
 
 _SIDES = ("query", "impression")
 _NORMALIZED = "normalized_"
-_UNKNOWN_SHARE = 0.1  # of training rows, see RankingTower
 _SAMPLE_ROWS = 64
 _ROWS = "the query side has neither one row nor one per impression: rows of both sides"
 
@@ -130,8 +130,7 @@ class RankingTower(tf.keras.Model):
     Beside the tower, every categorical input adds a number per value to the logit (`IdWeights`). Where an id space has few
     impressions per id, that is all that can be learned of an id: such spaces are left out of `embedded`.
 
-    What is known in training alone, like the position, is no input of the served ranker: there it is unknown, the zero
-    vector. So that the other weights know that value, too, it is left unknown in a tenth of the training rows.
+    What is known in training alone, like the position, is no input of the tower: it is added to the logit (`ShallowTower`).
 
     Args:
         features: the inputs.
@@ -168,12 +167,9 @@ class RankingTower(tf.keras.Model):
         matmul_dtype: tf.DType = tf.float32,
     ) -> None:
         super().__init__(name="ranker")
-        odd = [spec.name for spec in features if spec.training_only and spec.kind != "categorical"]
-        if odd:
-            raise ValueError(f"only categories can be known in training alone: {odd}")
         self.features = tuple(features)
         self.served = tuple(spec for spec in self.features if not spec.training_only)
-        self.by_side = {side: tuple(spec for spec in self.features if spec.side == side) for side in _SIDES}
+        self.by_side = {side: tuple(spec for spec in self.served if spec.side == side) for side in _SIDES}
         self.continuous = {
             side: tuple(spec.name for spec in specs if spec.kind == "continuous")
             for side, specs in self.by_side.items()
@@ -194,11 +190,13 @@ class RankingTower(tf.keras.Model):
                 log_dim(vocabulary_sizes[space], dims_per_doubling),
                 name=f"{space}_table",
             )
-            for space in dict.fromkeys(spec.space for spec in features if spec.space is not None)
+            for space in dict.fromkeys(spec.space for spec in self.served if spec.space is not None)
             if embedded is None or space in embedded
         }
         ids = [spec for spec in self.served if spec.space is not None]
         self.id_weights = IdWeights(ids, vocabulary_sizes) if id_weights and ids else None
+        beside = [spec for spec in self.features if spec.training_only]
+        self.shallow = ShallowTower(beside, self.served, vocabulary_sizes) if beside else None
         self.curve: WatchTimeCurve | None = None
         self.normalizers = {
             side: QuantileNormalizer([boundaries[name] for name in names])
@@ -237,7 +235,8 @@ class RankingTower(tf.keras.Model):
             inputs: categorical int32 [rows], multivalent int32 [rows, any], continuous float32 [rows] with NaN =
                 missing; or, instead of the continuous ones, what `normalize_once` makes of them. Inputs of the
                 impression side have a row per impression, those of the query side as many or one for all.
-            training: whether products are computed in `matmul_dtype`.
+            training: whether what is known in training alone is among the inputs, and products are computed in
+                `matmul_dtype`.
 
         Returns:
             [num_impressions, nets] float32, not yet bounded.
@@ -259,7 +258,7 @@ class RankingTower(tf.keras.Model):
         if self.id_weights is not None:
             for side in dict.fromkeys(spec.side for spec in self.id_weights.features):
                 logits += self.id_weights(side, inputs)[:, tf.newaxis]
-        return logits
+        return logits if self.shallow is None else self.shallow(logits, inputs, training)
 
     def _run(
         self, net: Sequence[tf.keras.layers.Dense], sides: Sequence[tf.Tensor], dtype: tf.DType
@@ -287,7 +286,7 @@ class RankingTower(tf.keras.Model):
         """[rows, width of the side]: what enters the first layer."""
         parts = []
         for spec in self.by_side[side]:
-            if spec.space not in self.tables or spec.training_only:
+            if spec.space not in self.tables:
                 continue
             table = self.tables[spec.space]
             if spec.kind == "categorical":
@@ -303,14 +302,6 @@ class RankingTower(tf.keras.Model):
             x = tf.where(missing, 0.0, x)
             parts += [x, tf.square(x), tf.sqrt(x)] if self.powers else [x]
             parts.append(tf.cast(missing, tf.float32))
-        for spec in self.by_side[side]:
-            if spec.training_only and spec.space in self.tables:
-                table = self.tables[spec.space]
-                if training:
-                    drawn = tf.random.get_global_generator().uniform(tf.shape(inputs[spec.name]))
-                    parts.append(table(tf.where(drawn < _UNKNOWN_SHARE, 0, inputs[spec.name])))
-                else:
-                    parts.append(tf.zeros([tf.shape(parts[0])[0], table.dim]))
         return tf.concat(parts, axis=1)
 
     def normalized(self, side: str, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -338,9 +329,8 @@ class RankingTower(tf.keras.Model):
                 "features": [dataclasses.asdict(spec) for spec in self.served if spec.side == side],
                 "boundaries": [self.boundaries[name].tolist() for name in self.continuous[side]],
                 "id_weights": [(name, begin) for name, begin in begins.items() if side_of[name] == side],
-                "width": width,
             }
-            for side, width in zip(_SIDES, self.widths, strict=True)
+            for side in _SIDES
             if self.by_side[side]
         ]
         return {
@@ -352,6 +342,7 @@ class RankingTower(tf.keras.Model):
             ],
             "powers": self.powers,
             "id_weights": None if self.id_weights is None else place[id(self.id_weights.table)],
+            "shallow": self.shallow and self.shallow.forward_plan(place[id(self.shallow.table)]),
             "logit_bound": self.logit_bound,
             "unit_s": self.unit_s,
             "curve": None if self.curve is None else dataclasses.asdict(self.curve),
@@ -572,7 +563,7 @@ def save(model: RankingModel, directory: Path) -> None:
     """
     tower = model.tower
     layout = {
-        f"{side}_{kind}": [spec.name for spec in specs if spec.kind == kind and not spec.training_only]
+        f"{side}_{kind}": [spec.name for spec in specs if spec.kind == kind]
         for side, specs in tower.by_side.items()
         for kind in ("categorical", "continuous")
     }

@@ -31,7 +31,8 @@ RANKED = (
     FeatureSpec("duration_s", "continuous", None, None, "impression"),
     FeatureSpec("never_known", "continuous", None, None, "impression"),
     FeatureSpec("since_s", "continuous"),
-    FeatureSpec("position", "categorical", "language", None, "impression", training_only=True),
+    FeatureSpec("position", "categorical", "language", None, "impression", True, within="last_video"),
+    FeatureSpec("depth", "categorical", "word", None, "impression", True),
 )
 BOUNDARIES = {
     "duration_s": np.array([-np.inf, 1.0, 1.0, 1.0, 4.0, 9.0]),
@@ -60,14 +61,17 @@ def query_tower(**settings: Any) -> QueryTower:
 
 
 def ranking_tower(features: tuple[FeatureSpec, ...] = RANKED, **settings: Any) -> ranking.RankingTower:
-    fixed = {"dims_per_doubling": 1.0, "initial_logit": 0.0, "logit_bound": 1.5, "unit_s": 10.0}
+    fixed = {"dims_per_doubling": 1.0, "initial_logit": 0.0, "logit_bound": 4.0, "unit_s": 10.0}
     tower = ranking.RankingTower(
         features,
         vocabulary_sizes=SIZES,
         boundaries=BOUNDARIES,
         **{"hidden_units": [16, 8], **fixed, **settings},
     )
-    return with_weights(tower)
+    with_weights(tower)
+    if tower.shallow is not None:  # as far as the other weights move the logit, which is bounded
+        tower.shallow.table.assign(tower.shallow.table / 4.0)
+    return tower
 
 
 def inputs(features: tuple[FeatureSpec, ...], rows: int) -> dict[str, npt.NDArray[Any]]:
@@ -106,6 +110,7 @@ def test_a_query_tower_gives_the_embeddings_of_its_graph(settings: dict[str, Any
         {"hidden_units": [], "id_weights": True, "embedded": ["video"]},
         {"curve": CURVE},
         {"features": tuple(spec for spec in RANKED if spec.side == "impression")},
+        {"features": tuple(spec for spec in RANKED if not spec.training_only)},
     ],
 )
 def test_a_ranker_gives_the_scores_of_its_graph(settings: dict[str, Any], tmp_path: Path) -> None:
