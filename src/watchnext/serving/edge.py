@@ -20,6 +20,9 @@ log = logging.getLogger("watchnext.serving")
 
 KEY_HEADER = "X-API-Key"
 _GUARDED = ("/v1/", "/metrics")
+_READ_BYTES = 4 * messages.MAX_BODY_BYTES
+"""What is somewhat too large is read to its end and not kept: who is turned away while still sending meets a closed
+connection, and not the answer that says why. What is larger is turned away at once."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,9 @@ class Edge:
         """The whole body; or status and text of why it is not taken; or None if the client is gone."""
         too_large = (413, f"the body has more than {messages.MAX_BODY_BYTES} bytes")
         for key, value in scope["headers"]:
-            if key == b"content-length" and value.isdigit() and int(value) > messages.MAX_BODY_BYTES:
+            if key == b"content-length" and value.isdigit() and int(value) > _READ_BYTES:
                 return too_large
+        read = 0
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_timeout_s):
@@ -135,13 +139,16 @@ class Edge:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
-                    body += message.get("body", b"")
-                    more = message.get("more_body", False)
-                    if len(body) > messages.MAX_BODY_BYTES:
+                    part = message.get("body", b"")
+                    read += len(part)
+                    if read <= messages.MAX_BODY_BYTES:
+                        body += part
+                    elif read > _READ_BYTES:
                         return too_large
+                    more = message.get("more_body", False)
         except TimeoutError:
             return 408, f"the body did not come within {self._limits.body_timeout_s:g} s"
-        return bytes(body)
+        return bytes(body) if read <= messages.MAX_BODY_BYTES else too_large
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -198,9 +198,14 @@ def test_nothing_of_a_refused_batch_is_kept(server: LiveServer, serving_project:
 
 
 def test_a_body_without_end_is_cut(server: LiveServer) -> None:
-    """Sent in pieces, without a length."""
+    """Sent in pieces, without a length. What is somewhat too large is answered, whatever is turned away at once."""
+    somewhat = server.connect()
+    pieces = (b"x" * 65536 for _ in range(40))
+    somewhat.request("POST", RECOMMEND, pieces, {"Content-Type": "application/json"}, encode_chunked=True)
+    assert somewhat.getresponse().status == 413
+    somewhat.close()
     connection = server.connect()
-    pieces = (b"x" * 65536 for _ in range(64))
+    pieces = (b"x" * 65536 for _ in range(128))
     try:
         connection.request(
             "POST", RECOMMEND, pieces, {"Content-Type": "application/json"}, encode_chunked=True
