@@ -32,7 +32,7 @@ class ShallowTower(tf.keras.layers.Layer):
     every one has thousands of rows, would else be the last ones to arrive, and f stands in for them meanwhile.
 
     Args:
-        features: categorical inputs; none has `within` that is no categorical input of `others`.
+        features: categorical inputs. One whose `within` is no categorical input of `others` counts alone.
         others: the served inputs.
         vocabulary_sizes: id space -> number of known ids.
 
