@@ -94,7 +94,7 @@ class Script(Command):
 
 
 def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 0.2 * START_S
+    end = time.monotonic() + START_S  # a challenger steps back for all else that the machine does
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)
