@@ -167,7 +167,7 @@ def test_table_1_runs_from_end_to_end(project_root: Path, monkeypatch: pytest.Mo
     rows = rows_of_small_study("table1", project_root)
     levels = {(row["variant"], row["dial"]): row["estimate"] for row in rows if not row["against"]}
     assert len(levels) == len(set(levels.values())) == 4 * 3
-    assert all(0.2 < loss < 0.6 for loss in levels.values())
+    assert all(0.2 < loss < 0.7 for loss in levels.values())
     assert all(((one.totals >= 0) & (one.totals <= one.counts)).all() for one in judged)
     page = (project_root / "docs/studies/table1.md").read_text(encoding="utf-8")
     assert "CPU time of one request of 200 candidates" in page
