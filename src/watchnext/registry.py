@@ -416,9 +416,8 @@ class Registry:
             )
         found = []
         for path in sorted((self.root / DOWNLOADS).glob("*")):
-            if (
-                not path.is_dir() or path.suffix
-            ):  # locks, and what a killed download left: the next one removes that
+            # Not locks, nor what a killed download left: the next one removes that.
+            if not path.is_dir() or path.suffix:
                 continue
             size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             found.append(Download(path.name, size_bytes, self._why_kept(path.name)))

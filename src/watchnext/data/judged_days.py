@@ -61,7 +61,7 @@ class JudgedDays:
 
     made_by: str
     latest_at_s: float
-    _earlier: Mapping[str, Mapping[str, "_Day"]] = field(default_factory=dict)
+    _earlier: Mapping[str, Mapping[str, _Day]] = field(default_factory=dict)
     _found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
