@@ -66,15 +66,16 @@ def stored_scorer(
         index: holds `scann/`, `rows.arrow` and candidate_embeddings.npy.
         tables: of the sources beside the tower.
     """
-    from watchnext.models.towers import load_signature
+    from watchnext.models.towers import load_forward
 
-    signature = load_signature(str(retrieval / "query_tower"))
+    # What a server asks: rounded otherwise, another video would stand on the border of those that are named.
+    query_tower = load_forward(str(retrieval / "query_tower"))
     embeddings = np.load(index / "candidate_embeddings.npy", allow_pickle=False)
     with pa.memory_map(str(index / "rows.arrow")) as opened:
         rows = corpus.rows(pa.ipc.open_file(opened).read_all()["video_id"])
     tower = Tower(corpus, ScannSearcher.load(index / "scann").search, embeddings, rows)
     sources = load_sources(corpus, tower, tables)
-    return Scorer(sources, quotas, corpus, encoder, lambda arrays: signature(arrays)["embedding"])
+    return Scorer(sources, quotas, corpus, encoder, lambda arrays: query_tower(arrays)["embedding"])
 
 
 def score_drift(

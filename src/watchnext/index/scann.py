@@ -149,27 +149,37 @@ class ScannSearcher:
         return self.kind == "scann_exact"
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `watchnext.index.search.Searcher.search`."""
+        """See `watchnext.index.search.Searcher.search`.
+
+        What a query is answered depends neither on the queries beside it nor, for the first `reorder`, on `k`: a source's
+        first candidates are an input of the ranker, which the pipeline computes for a day of requests and a server for one,
+        of which it asks more. So queries are searched one by one (a batch breaks ties of quantised scores otherwise, and
+        takes as long), and what is asked beyond `reorder` comes from a wider search and stands behind.
+        """
         checked = as_queries(queries, self.embedding_dim)
         k = min(k, self.num_candidates)
-        if len(checked) == 0 or k == 0:
-            return np.empty((len(checked), k), np.int32), np.empty((len(checked), k), np.float32)
-        sizes = {"final_num_neighbors": k}
-        if self.leaves_to_search is not None and self.reorder is not None:
-            sizes["leaves_to_search"] = self.leaves_to_search
-            sizes["pre_reorder_num_neighbors"] = max(k, self.reorder)
-        if len(checked) == 1:
-            found, scores = self._native.search(checked[0], **sizes)
-            rows, best = np.full((1, k), -1, np.int32), np.full((1, k), -np.inf, np.float32)
-            rows[0, : len(found)], best[0, : len(found)] = found, scores
-            return rows, best
-        found, scores = self._native.search_batched_parallel(checked, **sizes)
-        # Where fewer than k are found ScaNN pads with NaN scores.
-        missing = np.isnan(scores)
-        return (
-            np.where(missing, -1, found.astype(np.int64)).astype(np.int32),
-            np.where(missing, -np.inf, scores).astype(np.float32),
-        )
+        rows = np.full((len(checked), k), -1, np.int32)
+        scores = np.full((len(checked), k), -np.inf, np.float32)
+        if k == 0:
+            return rows, scores
+        for number, query in enumerate(checked):
+            found, values = self._nearest(query, k)
+            rows[number, : len(found)], scores[number, : len(found)] = found, values
+        return rows, scores
+
+    def _nearest(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """[embedding_dim] -> rows and scores, at most [k] of each."""
+        if self.leaves_to_search is None or self.reorder is None:
+            return self._native.search(query, final_num_neighbors=k)
+        sizes = {"leaves_to_search": self.leaves_to_search, "pre_reorder_num_neighbors": self.reorder}
+        found, values = self._native.search(query, final_num_neighbors=min(k, self.reorder), **sizes)
+        if k > self.reorder:
+            sizes["pre_reorder_num_neighbors"] = k
+            wider, their_values = self._native.search(query, final_num_neighbors=k, **sizes)
+            behind = np.flatnonzero(~np.isin(wider, found))[: k - len(found)]
+            found = np.concatenate([found, wider[behind]])
+            values = np.concatenate([values, their_values[behind]])
+        return found, values
 
     def save(self, directory: Path) -> None:
         """Write the index into `directory`, which may be moved and copied afterwards."""

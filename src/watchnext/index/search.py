@@ -21,7 +21,8 @@ class Searcher(Protocol):
 
         Returns:
             rows int32 [num_queries, min(k, num_candidates)] (row r of the candidate embeddings; -1 where an
-            approximate index found fewer) and scores float32 of the same shape (-inf there).
+            approximate index found fewer) and scores float32 of the same shape (-inf there). What an approximate index
+            found only because many were asked for stands behind the others, whatever it scores.
         """
         ...
 

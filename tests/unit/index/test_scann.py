@@ -74,6 +74,18 @@ def test_more_are_found_than_are_scored_again_if_more_are_asked_for(tree):
     assert len(tuned.search(QUERIES[:1], 500)[0][0]) == 500
 
 
+@pytest.mark.parametrize("k", [60, 100, 101, 400])
+def test_what_a_query_is_answered_first_depends_neither_on_k_nor_on_the_queries_beside_it(tree, k):
+    """Fails where as many are scored again as are asked for, and with ScaNN's search of batches on ties."""
+    tuned = tree.tuned(leaves_to_search=10, reorder=100)
+    of_a_batch, _ = tuned.search(QUERIES, k)
+    singly = np.concatenate([tuned.search(query[np.newaxis], 60)[0] for query in QUERIES])
+    assert np.array_equal(of_a_batch[:, :60], singly)
+    for rows in of_a_batch:
+        found = rows[rows >= 0]
+        assert len(np.unique(found)) == len(found)
+
+
 def test_brute_force_has_nothing_to_tune():
     with pytest.raises(ValueError, match="nothing to tune"):
         ScannSearcher.build(EMBEDDINGS, brute_force_below=10_000).tuned(leaves_to_search=1, reorder=1)
