@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 from fake_mlflow import Snapshot, killed_at
 from test_registry import Project, roles
 
+from watchnext import cli
 from watchnext.errors import InputError
 from watchnext.registry import DATABASE, ROLLBACK, Registry
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -26,9 +30,23 @@ def project(tmp_path: Path) -> Project:
     return project
 
 
-def watchnext(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "watchnext.cli", *arguments]
-    return subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False)
+@pytest.fixture
+def watchnext(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """The command line in the project's folder; in this process, since each of its own takes seconds to start."""
+    monkeypatch.chdir(project.root)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["watchnext", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run
 
 
 def test_back_and_forth(project: Project) -> None:
@@ -115,7 +133,7 @@ def test_killed_at_any_write_a_pipeline_finishes_it(project: Project) -> None:
     assert at_write > 4
 
 
-def test_the_commands(project: Project) -> None:
+def test_the_commands(project: Project, watchnext: Command) -> None:
     registry = Registry.open(project.root)
     third = registry.version("watchnext", 3)
     check = {
@@ -128,48 +146,48 @@ def test_the_commands(project: Project) -> None:
     registry.keep(
         third, "gate", "by these rules", {"verdict": "challenger", "reason": "good", "checks": [check]}
     )
-    nobody = watchnext(project, "rollback")
+    nobody = watchnext("rollback")
     assert nobody.returncode != 0
     assert "--reason" in nobody.stderr
-    done = watchnext(project, "rollback", "--reason", "slates of one channel")
+    done = watchnext("rollback", "--reason", "slates of one channel")
     assert done.returncode == 0, done.stderr
     assert "champion is version 2, no longer version 3" in done.stderr + done.stdout
 
-    events = json.loads(watchnext(project, "history", "--json").stdout)
+    events = json.loads(watchnext("history", "--json").stdout)
     assert [(event["before"], event["version"]) for event in events] == [(None, 1), (1, 2), (2, 3), (3, 2)]
     for event in events:
-        (then,) = json.loads(watchnext(project, "history", "--json", "--at", event["at"]).stdout)
+        (then,) = json.loads(watchnext("history", "--json", "--at", event["at"]).stdout)
         assert then == event
-    wrong = watchnext(project, "history", "--at", "yesterday")
+    wrong = watchnext("history", "--at", "yesterday")
     assert wrong.returncode == 1
     assert "`yesterday` is no instant" in wrong.stderr
-    early = watchnext(project, "history", "--at", "2001-01-01")
+    early = watchnext("history", "--at", "2001-01-01")
     assert "had no champion" in early.stderr + early.stdout
-    table = watchnext(project, "history")
+    table = watchnext("history")
     assert "slates of one" in table.stdout + table.stderr
 
-    told = json.loads(watchnext(project, "explain", "3", "--json").stdout)
+    told = json.loads(watchnext("explain", "3", "--json").stdout)
     assert told["bundle_digest"] == project.bundle(3).digest
     assert (told["roles"], told["rolled_back_because"]) == ([], "slates of one channel")
     assert [one["checks"] for one in told["decisions"]] == [[check]]
     assert told["run_id"] == project.run_id
-    plain = watchnext(project, "explain", "3")
+    plain = watchnext("explain", "3")
     assert plain.returncode == 0, plain.stderr
     for word in ("recall_at_100", ">= 0.3", "for users", "rolled back because"):
         assert word in plain.stdout + plain.stderr
 
-    missing = watchnext(project, "explain", "12")
+    missing = watchnext("explain", "12")
     assert missing.returncode == 1
     assert "there is no version 12" in missing.stderr
-    other = watchnext(project, "history", "--model", "another")
+    other = watchnext("history", "--model", "another")
     assert other.returncode == 1
     assert "no registered model another" in other.stderr
 
 
-def test_an_alias_set_by_hand_is_seen(project: Project) -> None:
+def test_an_alias_set_by_hand_is_seen(project: Project, watchnext: Command) -> None:
     registry = Registry.open(project.root)
     assert registry.moved_by_hand("watchnext") is None
     registry._client().set_registered_model_alias("watchnext", "champion", "1")
     assert registry.moved_by_hand("watchnext") == 1
-    shown = watchnext(project, "history")
+    shown = watchnext("history")
     assert "version 1 is champion now" in shown.stdout + shown.stderr

@@ -164,9 +164,9 @@ def test_table_1_runs_from_end_to_end(project_root: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         table1, "judge", lambda *given, own=table1.judge: judged.append(own(*given)) or judged[-1]
     )
-    rows = rows_of_small_study("table1", project_root)
+    rows = rows_of_small_study("table1", project_root, [1.0])
     levels = {(row["variant"], row["dial"]): row["estimate"] for row in rows if not row["against"]}
-    assert len(levels) == len(set(levels.values())) == 4 * 3
+    assert len(levels) == len(set(levels.values())) == 4
     assert all(0.2 < loss < 0.7 for loss in levels.values())
     assert all(((one.totals >= 0) & (one.totals <= one.counts)).all() for one in judged)
     page = (project_root / "docs/studies/table1.md").read_text(encoding="utf-8")
@@ -177,8 +177,8 @@ def test_table_1_runs_from_end_to_end(project_root: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["newusers", "figure6"])
 def test_a_study_runs_from_end_to_end(name: str, project_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figure6, "DEPTHS", (0, 2))
-    rows = rows_of_small_study(name, project_root)
-    assert {row["dial"] for row in rows} == {0.0, 0.5, 1.0}
+    rows = rows_of_small_study(name, project_root, [0.0, 1.0])
+    assert {row["dial"] for row in rows} == {0.0, 1.0}
     for row in rows:
         assert row["low"] <= row["estimate"] <= row["high"] or np.isnan(row["estimate"]), row
     if name == "figure6":
