@@ -1,6 +1,7 @@
 """What the benchmarks on logs share: the validated tables, one process per model, each on one core, and how they answer."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -71,8 +72,17 @@ def print_measured(name: str, measure: Callable[[Path], Mapping[str, Any]], work
     except (InputError, CannotMeasure) as error:
         say(f"{name} could not measure: {error}")
         return 1
-    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.write(json.dumps(_with_nulls(result), allow_nan=False) + "\n")
     return 0
+
+
+def _with_nulls(value: Any) -> Any:
+    """Null for what is infinite or no number, which JSON cannot say: the latency where requests failed, say."""
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run(name: str, command: Sequence[str], cores: int = 1) -> None:

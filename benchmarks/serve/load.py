@@ -82,11 +82,13 @@ def main() -> None:
     parser.add_argument("--rate", type=float, required=True, help="requests per second")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--bodies", type=Path, required=True, help="a JSON body per line")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="of the arrivals and of the order of the bodies")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arrivals = poisson_arrivals(arguments.rate, arguments.seconds, arguments.seed)
+    # Each run asks others first: whoever is asked for in run after run has more and more impressions behind him.
     bodies = arguments.bodies.read_bytes().splitlines()
+    np.random.default_rng([arguments.seed, len(bodies)]).shuffle(bodies)
     answered = asyncio.run(send(arguments.url, arrivals.tolist(), bodies))
     arguments.out.write_text(json.dumps(answered), encoding="utf-8")
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from benchmarks import CannotMeasure
 from benchmarks.index.worker import fastest, measure, recall
+from benchmarks.programs import print_measured
+from benchmarks.serve import __main__ as program
 from benchmarks.serve import world
-from benchmarks.serve.__main__ import steps_of, summarised
+from benchmarks.serve.__main__ import highest_rate, steps_of, summarised
 from benchmarks.serve.load import poisson_arrivals
 
 from watchnext.features.history import UserHistory
@@ -47,6 +49,28 @@ def test_a_request_that_failed_has_waited_for_ever() -> None:
     assert two_lost["p99_ms"] == math.inf
     with pytest.raises(CannotMeasure, match="too short"):
         summarised({"latency_ms": [], "late_ms": []})
+
+
+def test_the_highest_rate_begins_above_what_was_answered_in_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A server that answers up to 30 requests a second in time; one try may be bad luck, two are not."""
+    asked = []
+
+    def loaded(url: str, rate: float, *given: object, seed: int) -> dict[str, float]:
+        asked.append(rate)
+        return {
+            "p99_ms": 40.0 if rate < 25.0 or (rate == 30.0 and asked.count(30.0) == 2) else 60.0,
+            "failed": 0,
+        }
+
+    monkeypatch.setattr(program, "loaded", loaded)
+    few, many = {"p99_ms": 20.0, "failed": 0}, {"p99_ms": math.inf, "failed": 9}
+    assert highest_rate("", 1.0, tmp_path, {10.0: few, 50.0: many}) == 30.0
+    assert asked == [20.0, 30.0, 30.0, 40.0, 40.0]
+    asked.clear()
+    assert highest_rate("", 1.0, tmp_path, {10.0: few, 50.0: few}) == 50.0
+    assert asked == [75.0, 75.0]
 
 
 def test_steps_are_medians_over_slates_alone() -> None:
@@ -128,3 +152,16 @@ def test_operations_of_the_ranker_are_counted_once_per_request_and_once_per_vide
     query, impression = json.loads((small_world / "ranker.json").read_text(encoding="utf-8"))["widths"]
     expected = 2 * (32 * (query + 200 * impression) + 200 * (32 * 16 + 16 * 1))
     assert world.ranker_operations(small_world) == expected
+
+
+def test_what_json_cannot_say_is_null(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Of requests of which some failed the 99th percentile is infinite; `Infinity` is no JSON."""
+    measured = {"p99_ms": math.inf, "ratio": math.nan, "by_rate": [{"p50_ms": np.float64(1.5)}], "failed": 3}
+    assert print_measured("bench", lambda _: measured, tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {
+        "p99_ms": None,
+        "ratio": None,
+        "by_rate": [{"p50_ms": 1.5}],
+        "failed": 3,
+    }
