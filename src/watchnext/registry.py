@@ -419,10 +419,14 @@ class Registry:
             # Not locks, nor what a killed download left: the next one removes that.
             if not path.is_dir() or path.suffix:
                 continue
-            size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            found.append(Download(path.name, size_bytes, self._why_kept(path.name)))
-            if not found[-1].kept_because and not dry_run:
-                with FileLock(path.with_name(path.name + ".lock")):
+            # Asked under the lock that a download takes: nobody is handed a bundle between the answer and its end.
+            locked = FileLock(path.with_name(path.name + ".lock"))
+            with contextlib.nullcontext() if dry_run else locked:
+                if not path.is_dir():
+                    continue  # somebody else was as quick
+                size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                found.append(Download(path.name, size_bytes, self._why_kept(path.name)))
+                if not found[-1].kept_because and not dry_run:
                     # Renamed first: whoever is killed in between leaves no half of a bundle under its name.
                     shutil.rmtree(path.rename(path.with_name(path.name + ".staging")))
         return found
