@@ -267,7 +267,8 @@ class Retriever(Protocol):
 
         Returns:
             rows int64 [B, k] of the corpus, each at most once, -1 where there is none, and scores float32 [B, k], never
-            rising, -inf there. Equal questions get equal answers.
+            rising (but where an approximate index was asked for many, see `index.search.Searcher`), -inf there. Equal
+            questions get equal answers, and the first of them do not depend on `k`.
         """
         ...
 
