@@ -246,7 +246,7 @@ def shadow(project: Path, work: Path, bodies: Path, seconds: float) -> dict[str,
         before = _shadow_of(url_with)
         for number in range(SHADOW_ROUNDS):
             for name, url in (("without", url_without), ("with", url_with)):
-                run = loaded(f"{url}/v1/recommend", RATE, seconds, bodies, seed=30 + number)
+                run = loaded(f"{url}/v1/recommend", RATE, seconds, bodies, seed=100 + number)
                 p99_ms[name].append(run["p99_ms"])
         say(f"serve: p99 without and with the shadow {p99_ms}")
         told = _shadow_of(url_with)

@@ -23,10 +23,7 @@ def rows_of_small_study(name: str, root: Path, strengths: Sequence[float]) -> li
 
     Its worlds are those of some strengths of its mechanism alone, since each costs half a minute.
     """
-    with (
-        patch.dict(Lab.worlds.__kwdefaults__, strengths=strengths),
-        patch.dict(Lab.grounds.__kwdefaults__, strengths=strengths),
-    ):
+    with patch.dict(Lab.grounds.__kwdefaults__, strengths=strengths):
         judgements = run_study(name, small_settings(days=5), make_features, root=root)
     assert {one.verdict for one in judgements} <= {
         "mechanism check passed",
