@@ -7,6 +7,7 @@ One JSON object stands on the last line:
 
     p50_ms, p99_ms                  of POST /v1/recommend at 50 requests per second, Poisson arrivals, slates recorded
     max_rps_p99_under_50ms          the highest tried rate at which nothing failed and p99 was below 50 ms
+    two_servers_...                 the same of two servers with one store, asked in turn as by a proxy
     rss_gb                          resident memory of the server afterwards
     state_ms ... encoding_ms        median time by step at 50 requests per second
     shadow_p99_ratio                p99 with the challenger's shadow at full sampling, over p99 without, medians of
@@ -117,10 +118,10 @@ def watchnext_server(project: Path, log: Path, *options: str) -> tuple[Server, s
     return server, url
 
 
-def loaded(url: str, rate: float, seconds: float, bodies: Path, seed: int) -> dict[str, Any]:
+def loaded(urls: Sequence[str], rate: float, seconds: float, bodies: Path, seed: int) -> dict[str, Any]:
     """One run of the generator in a process of its own: p50_ms, p99_ms, failed, late_p99_ms, requests."""
     out = bodies.with_name("answered.json")
-    command = [sys.executable, "-m", "benchmarks.serve.load", "--url", url, "--rate", str(rate)]
+    command = [sys.executable, "-m", "benchmarks.serve.load", "--url", *urls, "--rate", str(rate)]
     command += ["--seconds", str(seconds), "--bodies", str(bodies), "--seed", str(seed), "--out", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     return summarised(json.loads(out.read_text(encoding="utf-8")))
@@ -170,18 +171,21 @@ def measure(work: Path, size: world.Size, seconds: float) -> dict[str, Any]:
     result: dict[str, Any] = {"videos": size.videos, "users": size.users, "candidates": world.CANDIDATES}
     server, url = watchnext_server(project, work / "server.log")
     try:
-        url += "/v1/recommend"
-        loaded(url, RATE, seconds / 2, bodies, seed=1)
-        alone = loaded(url, FEW, seconds, bodies, seed=7)
+        urls = [f"{url}/v1/recommend"]
+        loaded(urls, RATE, seconds / 2, bodies, seed=1)
+        alone = loaded(urls, FEW, seconds, bodies, seed=7)
         result |= {f"{name}_at_few": round(alone[name], 3) for name in ("p50_ms", "p99_ms")}
         say(f"serve: at {FEW:g} requests/s {alone}")
         mark = server.log.stat().st_size
-        at_rate = loaded(url, RATE, seconds, bodies, seed=2)
+        at_rate = loaded(urls, RATE, seconds, bodies, seed=2)
         say(f"serve: at {RATE:g} requests/s {at_rate}")
         result |= {name: round(at_rate[name], 3) for name in ("p50_ms", "p99_ms", "late_p99_ms")}
         result |= steps_of(server.log.read_text(encoding="utf-8")[mark:])
-        result["max_rps_p99_under_50ms"] = highest_rate(url, seconds / 3, bodies, {FEW: alone, RATE: at_rate})
+        result["max_rps_p99_under_50ms"] = highest_rate(
+            urls, seconds / 3, bodies, {FEW: alone, RATE: at_rate}
+        )
         result["rss_gb"] = round(server.rss_gb(), 3)
+        result |= with_another(project, work, urls, seconds, bodies)
     finally:
         server.end()
     result |= shadow(project, work, bodies, seconds / 2)
@@ -189,6 +193,26 @@ def measure(work: Path, size: world.Size, seconds: float) -> dict[str, Any]:
     result |= matmul_floor(project)
     result["took_s"] = round(time.monotonic() - began)
     return result
+
+
+def with_another(
+    project: Path, work: Path, urls: Sequence[str], seconds: float, bodies: Path
+) -> dict[str, Any]:
+    """Beside the server of `urls` a second one, on the same store: an interpreter for each core."""
+    other, url = watchnext_server(project, work / "other.log")
+    try:
+        both = [*urls, f"{url}/v1/recommend"]
+        loaded(both, RATE, seconds / 2, bodies, seed=8)
+        at_rate = loaded(both, RATE, seconds, bodies, seed=9)
+        say(f"serve: two servers at {RATE:g} requests/s {at_rate}")
+        highest = highest_rate(both, seconds / 3, bodies, {RATE: at_rate})
+    finally:
+        other.end()
+    return {
+        "two_servers_p50_ms": round(at_rate["p50_ms"], 3),
+        "two_servers_p99_ms": round(at_rate["p99_ms"], 3),
+        "two_servers_max_rps_p99_under_50ms": highest,
+    }
 
 
 def write_bodies(path: Path, size: world.Size, number: int = 20_000) -> Path:
@@ -206,11 +230,13 @@ def in_time(run: Mapping[str, Any]) -> bool:
     return not run["failed"] and bool(run["p99_ms"] < P99_BELOW_MS)
 
 
-def highest_rate(url: str, seconds: float, bodies: Path, known: Mapping[float, Mapping[str, Any]]) -> float:
+def highest_rate(
+    urls: Sequence[str], seconds: float, bodies: Path, known: Mapping[float, Mapping[str, Any]]
+) -> float:
     """The highest rate that is answered in time; the next tried one that is not ends the search, at two tries.
 
     Args:
-        url: of the slates.
+        urls: of the slates, of each server.
         seconds: of a run.
         bodies: of the requests.
         known: what was measured already, by rate.
@@ -220,7 +246,7 @@ def highest_rate(url: str, seconds: float, bodies: Path, known: Mapping[float, M
         if rate <= good:
             continue
         for again in range(2):
-            run = loaded(url, rate, seconds, bodies, seed=10 + 2 * number + again)
+            run = loaded(urls, rate, seconds, bodies, seed=1000 * len(urls) + 2 * number + again)
             say(f"serve: at {rate:g} requests/s {run}")
             if in_time(run):
                 good = rate
@@ -241,12 +267,12 @@ def shadow(project: Path, work: Path, bodies: Path, seconds: float) -> dict[str,
         while not (told := _shadow_of(url_with))["answered"]:
             if time.monotonic() > until:
                 raise CannotMeasure(f"the challenger does not answer: {told}; its log: {shadowed.log}")
-            loaded(f"{url_with}/v1/recommend", RATE, 1.0, bodies, seed=3)
-        loaded(f"{url_without}/v1/recommend", RATE, seconds / 2, bodies, seed=4)
+            loaded([f"{url_with}/v1/recommend"], RATE, 1.0, bodies, seed=3)
+        loaded([f"{url_without}/v1/recommend"], RATE, seconds / 2, bodies, seed=4)
         before = _shadow_of(url_with)
         for number in range(SHADOW_ROUNDS):
             for name, url in (("without", url_without), ("with", url_with)):
-                run = loaded(f"{url}/v1/recommend", RATE, seconds, bodies, seed=100 + number)
+                run = loaded([f"{url}/v1/recommend"], RATE, seconds, bodies, seed=100 + number)
                 p99_ms[name].append(run["p99_ms"])
         say(f"serve: p99 without and with the shadow {p99_ms}")
         told = _shadow_of(url_with)
@@ -293,9 +319,9 @@ def mlflow_trivial(work: Path, seconds: float) -> float:
     server = Server([*command, "--env-manager", "local"], work, work / "mlflow.log")
     try:
         server.wait_for(r"Uvicorn running|startup complete|Listening at")
-        url = f"http://127.0.0.1:{port}/invocations"
-        loaded(url, RATE, seconds / 2, bodies, seed=5)
-        return float(loaded(url, RATE, seconds, bodies, seed=6)["p50_ms"])
+        urls = [f"http://127.0.0.1:{port}/invocations"]
+        loaded(urls, RATE, seconds / 2, bodies, seed=5)
+        return float(loaded(urls, RATE, seconds, bodies, seed=6)["p50_ms"])
     finally:
         server.end()
 

@@ -1,6 +1,6 @@
 """Load on a server in open loop: requests come when a Poisson process says, whether those before were answered or not.
 
-python -m benchmarks.serve.load --url URL --rate R --seconds S --bodies FILE --out FILE
+python -m benchmarks.serve.load --url URL [URL ...] --rate R --seconds S --bodies FILE --out FILE
 
 Generators on the package index wait for answers before they ask again, or ask at a constant pace (locust's users, boom,
 molotov, and clones of them): the first hides every stall from itself, the second never sees two requests at once. The
@@ -36,8 +36,8 @@ def poisson_arrivals(rate: float, seconds: float, seed: int) -> npt.NDArray[np.f
     return np.sort(draw.random(draw.poisson(rate * seconds)) * seconds)
 
 
-async def send(url: str, arrivals: Sequence[float], bodies: Sequence[bytes]) -> dict[str, Any]:
-    """Send a body per arrival, from the first one again where there are fewer.
+async def send(urls: Sequence[str], arrivals: Sequence[float], bodies: Sequence[bytes]) -> dict[str, Any]:
+    """Send a body per arrival, from the first one again where there are fewer, to the servers in turn.
 
     Returns:
         latency_ms of every request, NaN where it failed; late_ms, how far behind its schedule the generator was; statuses.
@@ -54,7 +54,8 @@ async def send(url: str, arrivals: Sequence[float], bodies: Sequence[bytes]) -> 
         async def one(number: int, due: float) -> None:
             late_ms[number] = 1000.0 * (time.perf_counter() - due)
             try:
-                async with session.post(url, data=bodies[number % len(bodies)]) as response:
+                url, body = urls[number % len(urls)], bodies[number % len(bodies)]
+                async with session.post(url, data=body) as response:
                     await response.read()
                     statuses[number] = response.status
                     if response.status == 200:
@@ -78,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", required=True)
+    parser.add_argument("--url", nargs="+", required=True, help="of each server; they are asked in turn")
     parser.add_argument("--rate", type=float, required=True, help="requests per second")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--bodies", type=Path, required=True, help="a JSON body per line")

@@ -35,7 +35,9 @@ def test_the_last_line_has_every_figure(tmp_path: Path, in_full: bool) -> None:
     ):
         assert 0.0 < result[name] < math.inf, name
     assert 0.0 < result["p50_ms"] <= result["p99_ms"]
-    assert 0.0 <= result["max_rps_p99_under_50ms"] <= 400.0
+    assert 0.0 < result["two_servers_p50_ms"] <= result["two_servers_p99_ms"]
+    for name in ("max_rps_p99_under_50ms", "two_servers_max_rps_p99_under_50ms"):
+        assert 0.0 <= result[name] <= 400.0
     assert result["shadow_offered"] > 0
     assert result["shadow_failed"] == 0
     assert result["shadow_p99_ratio"] > 0.0

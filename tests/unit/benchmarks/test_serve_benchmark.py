@@ -57,7 +57,7 @@ def test_the_highest_rate_begins_above_what_was_answered_in_time(
     """A server that answers up to 30 requests a second in time; one try may be bad luck, two are not."""
     asked = []
 
-    def loaded(url: str, rate: float, *given: object, seed: int) -> dict[str, float]:
+    def loaded(urls: list[str], rate: float, *given: object, seed: int) -> dict[str, float]:
         asked.append(rate)
         return {
             "p99_ms": 40.0 if rate < 25.0 or (rate == 30.0 and asked.count(30.0) == 2) else 60.0,
@@ -66,10 +66,10 @@ def test_the_highest_rate_begins_above_what_was_answered_in_time(
 
     monkeypatch.setattr(program, "loaded", loaded)
     few, many = {"p99_ms": 20.0, "failed": 0}, {"p99_ms": math.inf, "failed": 9}
-    assert highest_rate("", 1.0, tmp_path, {10.0: few, 50.0: many}) == 30.0
+    assert highest_rate([""], 1.0, tmp_path, {10.0: few, 50.0: many}) == 30.0
     assert asked == [20.0, 30.0, 30.0, 40.0, 40.0]
     asked.clear()
-    assert highest_rate("", 1.0, tmp_path, {10.0: few, 50.0: few}) == 50.0
+    assert highest_rate([""], 1.0, tmp_path, {10.0: few, 50.0: few}) == 50.0
     assert asked == [75.0, 75.0]
 
 
