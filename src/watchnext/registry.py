@@ -454,9 +454,14 @@ class Registry:
 
     # --- roles ---
 
-    def challenge(self, version: Version, *, reason: str, evidence: str, run_id: str) -> None:
-        """Give a version the role of challenger."""
+    def challenge(self, version: Version, *, over: Version, reason: str, evidence: str, run_id: str) -> None:
+        """Give a version the role of challenger. `over` is the champion that it was judged against.
+
+        Raises:
+            InputError: somebody else changed the champion in the meantime: against that one nothing was judged.
+        """
         with self._locked(), self._plainly():
+            self._require_champion(version.name, over)
             self._assign(version.name, "challenger", version.number, reason, evidence, run_id)
 
     def crown(
@@ -480,19 +485,23 @@ class Registry:
                 self._mark_moved(version.name)
                 self._tidy(version.name)
                 return
-            if champion != (over.number if over is not None else None):
-                raise InputError(
-                    f"the champion of {version.name} changed while this decision was being made",
-                    where=self.where,
-                    offenders=[f"champion is version {champion}"],
-                    remedy="run `dvc repro` again: it compares with the present champion",
-                )
+            self._require_champion(version.name, over)
             self._note(version.name, "champion", version.number, champion, reason, evidence, run_id)
             if champion is not None:
                 self._client().set_registered_model_alias(version.name, "previous", str(champion))
             self._client().set_registered_model_alias(version.name, "champion", str(version.number))
             self._mark_moved(version.name)
             self._tidy(version.name)
+
+    def _require_champion(self, name: str, judged_against: Version | None) -> None:
+        champion = self._aliases(name).get("champion")
+        if champion != (judged_against.number if judged_against is not None else None):
+            raise InputError(
+                f"the champion of {name} changed while this decision was being made",
+                where=self.where,
+                offenders=[f"champion is version {champion}"],
+                remedy="run `dvc repro` again: it compares with the present champion",
+            )
 
     def dismiss(self, version: Version, *, reason: str, evidence: str, run_id: str) -> None:
         """Take the role of challenger away from a version, if it has it."""

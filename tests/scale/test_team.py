@@ -51,11 +51,11 @@ def test_two_machines_promote_against_one_registry(
     registry.keep(registry.version(name, 2), "gate", "a key", {"verdict": "challenger"})
     assert other.recall(other.version(name, 2), "gate", "a key") == {"verdict": "challenger"}
 
-    third = other.version(name, 3)
+    first, third = (other.version(name, number) for number in (1, 3))
     with registry._locked(), monkeypatch.context() as impatient:
         impatient.setattr("watchnext.registry._LOCK_WAIT_S", 0.2)
         with pytest.raises(InputError, match="another process is changing the registry") as refused:
-            other.challenge(third, reason="", evidence="", run_id="")
+            other.challenge(third, over=first, reason="", evidence="", run_id="")
     assert team.conceals_passwords(str(refused.value))
     assert registry._aliases(name) == {"champion": 1}
 

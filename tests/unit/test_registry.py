@@ -156,7 +156,8 @@ def test_what_is_read_past_mlflow_is_what_mlflow_says(project: Project, registry
     for number in (1, 2, 3):
         project.register(registry, number)
     project.crown(registry, 1)
-    registry.challenge(registry.version("watchnext", 2), reason="", evidence="gate", run_id=project.run_id)
+    first, second = (registry.version("watchnext", number) for number in (1, 2))
+    registry.challenge(second, over=first, reason="", evidence="gate", run_id=project.run_id)
     registry._client().delete_model_version("watchnext", "3")
     through_mlflow = Registry.open(project.root)
     through_mlflow.registry_uri += "?"  # the same database, but not known to be this folder's own
@@ -195,12 +196,12 @@ def test_roles_over_the_life_of_three_versions(project: Project, registry: Regis
     assert registry.role("watchnext", "champion") is None
     project.crown(registry, 1)
     assert roles(registry) == {"champion": 1}
-    registry.challenge(second, reason="passed the gate", evidence="gate", run_id=project.run_id)
+    registry.challenge(second, over=first, reason="passed the gate", evidence="gate", run_id=project.run_id)
     assert roles(registry) == {"champion": 1, "challenger": 2}
     between = datetime.now(UTC)
     project.crown(registry, 2, over=1)
     assert roles(registry) == {"champion": 2, "previous": 1}
-    registry.challenge(third, reason="passed the gate", evidence="gate", run_id=project.run_id)
+    registry.challenge(third, over=second, reason="passed the gate", evidence="gate", run_id=project.run_id)
     registry.dismiss(third, reason="the slates are worse", evidence="offline", run_id=project.run_id)
     assert roles(registry) == {"champion": 2, "previous": 1}
 
@@ -333,7 +334,7 @@ def test_a_clock_that_went_back_changes_no_role(
 
 
 def test_a_champion_that_changed_meanwhile_is_not_overwritten(project: Project, registry: Registry) -> None:
-    """Seen to fail when `crown` did not look at the champion again."""
+    """Seen to fail when `crown` did not look at the champion again, and when `challenge` did not."""
     for number in (1, 2, 3):
         project.register(registry, number)
     project.crown(registry, 1)
@@ -346,6 +347,10 @@ def test_a_champion_that_changed_meanwhile_is_not_overwritten(project: Project, 
             reason="",
             evidence="",
             run_id=project.run_id,
+        )
+    with pytest.raises(InputError, match="changed while this decision was being made"):
+        registry.challenge(
+            registry.version("watchnext", 3), over=judged_against, reason="", evidence="", run_id=""
         )
     assert roles(registry) == {"champion": 2, "previous": 1}
 

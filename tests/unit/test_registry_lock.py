@@ -60,19 +60,21 @@ def test_a_lock_that_is_held_is_waited_for_and_free_after_a_kill(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = Registry.open(project.root)
-    version = project.register(registry, 1)
+    project = Project(project.root, name="locked")  # both tests may share a database
+    first, version = (project.register(registry, number) for number in (1, 2))
+    project.crown(registry, 1)
     processes = multiprocessing.get_context("spawn")
     held = processes.Event()
     holder = processes.Process(target=hold, args=(project.root, held))
     holder.start()
     assert held.wait(120)
     monkeypatch.setattr("watchnext.registry._LOCK_WAIT_S", 0.2)
-    before = roles(registry)
+    before = registry._aliases("locked")
     with pytest.raises(InputError, match="another process is changing the registry"):
-        registry.challenge(version, reason="", evidence="", run_id="")
-    assert roles(registry) == before
+        registry.challenge(version, over=first, reason="", evidence="", run_id="")
+    assert registry._aliases("locked") == before
     holder.kill()
     holder.join()
     monkeypatch.setattr("watchnext.registry._LOCK_WAIT_S", 30.0)
-    registry.challenge(version, reason="", evidence="", run_id="")
-    assert roles(registry)["challenger"] == 1
+    registry.challenge(version, over=first, reason="", evidence="", run_id="")
+    assert registry._aliases("locked") == {"champion": 1, "challenger": 2}

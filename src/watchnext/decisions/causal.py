@@ -12,9 +12,10 @@ probability 1 over the slate's length: this compares which videos are on the sla
 J. Langford and X. Wang, Unbiased offline evaluation of contextual-bandit-based news article recommendation algorithms, WSDM
 2011, replay so.)
 
-`evaluation.counterfactual` weighs and judges both, and says where it cannot be told. The model of the reward that the
-doubly robust estimate leans on is a video's mean watch time per impression over the days before, no contender's ranker, and
-it has not seen the day it is used on.
+`evaluation.counterfactual` weighs and judges both, and says where it cannot be told. A day that judges many challengers is
+bound to flatter one here, too: each is judged at its share of the day's error rate (`ledger`). The model of the reward that
+the doubly robust estimate leans on is a video's mean watch time per impression over the days before, no contender's ranker,
+and it has not seen the day it is used on.
 """
 
 import math
@@ -22,7 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from watchnext.decisions.checks import Check
+from watchnext.decisions.checks import Check, percent
+from watchnext.decisions.ledger import spent_on
 from watchnext.decisions.slates import Shown
 from watchnext.errors import InputError
 from watchnext.features.history import Id
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 
 CHECK = "watch_time_s_per_impression"
 RANDOM_CHECK = "watch_time_s_per_random_exposure"
-LEVEL = 0.95
+ERROR_RATE = 0.05
+"""Of a shadow day: how often any of its challengers may pass that is no better than its champion."""
 
 EXPOSURES_PER_VIDEO = 5
 """With fewer on average, neither the size of the pool nor that all of it are equally likely can be seen."""
@@ -43,7 +46,6 @@ EXPOSURES_PER_VIDEO = 5
 _CHANCE = 1e-4
 """Counts of exposures that chance would make less often than this are not those of a uniform draw."""
 
-_BOUND = f"above 0 by SNIPS and doubly robust, intervals of {LEVEL:.0%} over users"
 _REASON = "a challenger has to be worth more to users, not to itself"
 
 
@@ -57,7 +59,7 @@ class Page:
 
 
 def watch_time_check(
-    pages: Sequence[Page], expected_s: Callable[[Id], float]
+    pages: Sequence[Page], expected_s: Callable[[Id], float], place: int = 1
 ) -> tuple[Check, dict[str, float]]:
     """Whether the challenger's slates would have been watched for longer.
 
@@ -67,6 +69,7 @@ def watch_time_check(
     Args:
         pages: of the shadow day.
         expected_s: what a video is watched for per impression, by the days before, in seconds.
+        place: of the challenger among those that this day has judged so, from 1.
 
     Returns:
         The check, and its figures by name.
@@ -93,11 +96,12 @@ def watch_time_check(
             np.array([expected_s(video) for _, _, video, _ in rows]),
         ),
         expected_s,
+        place,
     )
 
 
 def random_exposure_check(
-    exposures: Sequence[Page], pool: int, expected_s: Callable[[Id], float]
+    exposures: Sequence[Page], pool: int, expected_s: Callable[[Id], float], place: int = 1
 ) -> tuple[Check, dict[str, float]]:
     """`watch_time_check` by uniformly random exposures.
 
@@ -105,6 +109,7 @@ def random_exposure_check(
         exposures: of the shadow day, each a page of one video, and the slates of both at its instant.
         pool: of how many videos one was drawn each time, see `pool_of`.
         expected_s: as there.
+        place: as there.
     """
     import numpy as np
 
@@ -129,6 +134,7 @@ def random_exposure_check(
         (ours, theirs),
         (expected_ours, expected_theirs),
         expected_s,
+        place,
     )
 
 
@@ -164,10 +170,23 @@ def pool_of(video_ids: Sequence[Id]) -> int:
     return len(counts)
 
 
-def not_told(name: str, error: InputError) -> Check:
+def not_told(name: str, error: InputError, place: int = 1) -> Check:
     """The check of a log that says nothing, and why."""
     offenders = ", ".join(str(offender) for offender in error.offenders)
-    return Check(name, error.what + (f" ({offenders})" if offenders else ""), _BOUND, "not judged", _REASON)
+    value = error.what + (f" ({offenders})" if offenders else "")
+    return Check(name, value, _bound(place), "not judged", _REASON)
+
+
+def _level(place: int) -> float:
+    """Of intervals of which each end alone holds at the share of the error rate that is left for this place."""
+    return 1 - 2 * spent_on(place, ERROR_RATE)
+
+
+def _bound(place: int) -> str:
+    return (
+        f"above 0 by SNIPS and doubly robust, intervals of {percent(_level(place))} over users"
+        f" (challenger {place} of the shadow day)"
+    )
 
 
 def _check(
@@ -178,6 +197,7 @@ def _check(
     policies: "tuple[np.ndarray, np.ndarray]",
     expected: "tuple[np.ndarray, np.ndarray]",
     expected_s: Callable[[Id], float],
+    place: int,
 ) -> tuple[Check, dict[str, float]]:
     """Both estimates of rows that were shown with `propensities`; `policies` and `expected` are ours and theirs."""
     import numpy as np
@@ -192,7 +212,7 @@ def _check(
             np.array(propensities, dtype=np.float64),
             pa.array(user_ids),
         )
-        snips, own, other = snips_difference(log, ours, theirs, level=LEVEL)
+        snips, own, other = snips_difference(log, ours, theirs, level=_level(place))
         robust, *_ = doubly_robust_difference(
             log,
             ours,
@@ -200,10 +220,10 @@ def _check(
             expected=np.array([expected_s(one.video_id) for one in shown]),
             expected_ours=expected[0],
             expected_theirs=expected[1],
-            level=LEVEL,
+            level=_level(place),
         )
     except InputError as error:
-        return not_told(name, error), {}
+        return not_told(name, error, place), {}
     outcome: Outcome = "not judged"
     if snips.high < 0 or robust.high < 0:
         outcome = "failed"
@@ -222,7 +242,7 @@ def _check(
         f"{who}_effective_rows": found.effective_rows
         for who, found in (("challenger", own), ("champion", other))
     }
-    return Check(name, value, _BOUND, outcome, _REASON), metrics
+    return Check(name, value, _bound(place), outcome, _REASON), metrics
 
 
 def _seconds(change: "Change") -> str:

@@ -63,6 +63,7 @@ HEADLINES = (
 
 SMOKE_SLATE = 20
 
+_RECIPE_REMEDY = "`watchnext retrain-champion` makes it anew; or set promote.champions_recipe to null"
 _AS_PACKAGED = "what was judged is what will be served"
 
 _FORMAT = 7
@@ -352,8 +353,8 @@ def promote_bundle(
         "champion_not_comparable": champion_not_comparable,
         "checks": checks.model_dump(),
     }
-    if champions_recipe is not None:
-        rules["champions_recipe"] = read_digest(champions_recipe)
+    if champions_recipe is not None and opponent is not None:
+        rules["champions_recipe"] = _recipes_digest(champions_recipe)
     rolled_back = "" if version is None or is_champion else version.rolled_back_because
     if rolled_back:
         rules["rolled_back_because"] = rolled_back
@@ -376,6 +377,8 @@ def promote_bundle(
     if decision is None and rolled_back:
         decision = _refused(rolled_back, against)
     if decision is None:
+        # Refused, if it is, before a place of the day is spent: nothing has been looked at yet.
+        recipe = None if champions_recipe is None else _recipe(champions_recipe, candidate, opponent)
         day = json.loads((features / "manifest.json").read_text(encoding="utf-8"))["days"]["gate"]
         place = 1
         if opponent is not None and day:
@@ -391,7 +394,7 @@ def promote_bundle(
             place=place,
             tables=tables,
             validated=validated,
-            recipe=None if champions_recipe is None else _recipe(champions_recipe, candidate, opponent),
+            recipe=recipe,
         )
     if is_champion:
         say(f"promote: this bundle is the champion already, version {champion.number if champion else ''}")
@@ -435,9 +438,21 @@ def _recipe(path: Path, candidate: Bundle, champion: Version | None) -> Bundle |
             "this is not the champion's recipe on the candidate's window",
             where=str(path),
             offenders=wrong,
-            remedy="`watchnext retrain-champion` makes it anew; or set promote.champions_recipe to null",
+            remedy=_RECIPE_REMEDY,
         )
     return recipe
+
+
+def _recipes_digest(path: Path) -> str:
+    try:
+        return read_digest(path)
+    except InputError as error:
+        raise InputError(
+            f"the champion's recipe cannot be read: {error.what}",
+            where=error.where,
+            offenders=error.offenders,
+            remedy=_RECIPE_REMEDY,
+        ) from error
 
 
 def _over_seeds(registry: Registry, run_id: str, candidate: Bundle) -> tuple[Mapping[str, float], ...]:
@@ -544,8 +559,8 @@ def _give_role(
     elif decision.replaces:
         registry.crown(version, over=opponent, reason=decision.reason, evidence="gate", run_id=run_id)
         role = "champion"
-    elif decision.verdict == "challenger":
-        registry.challenge(version, reason=decision.reason, evidence="gate", run_id=run_id)
+    elif decision.verdict == "challenger" and opponent is not None:
+        registry.challenge(version, over=opponent, reason=decision.reason, evidence="gate", run_id=run_id)
         role = "challenger"
     else:
         registry.dismiss(version, reason=decision.reason, evidence="gate", run_id=run_id)

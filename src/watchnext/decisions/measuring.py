@@ -47,7 +47,8 @@ class Measured:
     """A bundle on the examples of a day.
 
     Attributes:
-        metrics: recall_at_K, map, weighted_pairwise_loss, auc and index_recall_at_100.
+        metrics: recall_at_K, map, weighted_pairwise_loss, auc, calibration and index_recall_at_100; of watches that no
+            recommendation led to other_origins_recall_at_100, where the logs say which those are.
         per_user: what recall_at_100 and weighted_pairwise_loss are the means of, by user.
         slices: the same in each part of the day, by its name and then the metric's.
         events: the same by event, for intervals over users and videos.
@@ -173,6 +174,8 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
         slices.setdefault(name, {})["recall_at_100"] = hits(of)
     for name, of in ranking.slices.items():
         slices.setdefault(name, {})["weighted_pairwise_loss"] = loss(of)
+    if "other_origins" in slices:
+        values["other_origins_recall_at_100"] = slices["other_origins"]["recall_at_100"].mean
     everything = {
         "recall_at_100": hits(np.ones(len(found), bool)),
         "weighted_pairwise_loss": loss(np.ones(len(total), bool)),

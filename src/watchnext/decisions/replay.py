@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 Verdict = Literal["crown", "keep", "continue"]
 Evidence = Literal["offline", "causal"]
 
-_FORMAT = 7
+_FORMAT = 8
 """Raise it when a change of this code changes what a comparison means: the same two are then compared anew."""
 
 SLICE_USERS = 30
@@ -565,8 +565,11 @@ def _compare(
     causal = None
     if evidence == "causal":
         if live.experiment is None:
+            looked_at = {name: rules[name] for name in ("day", "requests", "slate_length", "exclude")}
+            look = digest_of(judged_triple(challenger.bundle_digest, champion, features, looked_at))
+            place = registry.take_place(challenger.name, challenger.source, f"shadow.{shadow}", look)
             causal, figures = _causal_check(
-                asked, paired, (first, second), tables, features, day, manifest["time_zone"], rules
+                asked, paired, (first, second), tables, features, day, manifest["time_zone"], rules, place
             )
         else:
             causal, figures = _experiment_check(live, champion.number, challenger.number)
@@ -638,6 +641,7 @@ def _causal_check(
     day: date,
     time_zone: str,
     rules: Mapping[str, Any],
+    place: int,
 ) -> tuple[Check, dict[str, float]]:
     """By uniformly random exposures where the day has them, else by the propensities of the pages."""
     import pyarrow as pa
@@ -656,11 +660,11 @@ def _causal_check(
         try:
             pool = pool_of(exposed)
         except InputError as error:
-            return not_told(RANDOM_CHECK, error), {}
+            return not_told(RANDOM_CHECK, error, place), {}
         asked = read_requests(tables, day, time_zone, rules["requests"], only_random=True)
         paired = replay(*both, asked, tables, features, day, rules["slate_length"])
-        return random_exposure_check(_pages(asked, paired), pool, expected_s)
-    return watch_time_check(_pages(asked, paired), expected_s)
+        return random_exposure_check(_pages(asked, paired), pool, expected_s, place)
+    return watch_time_check(_pages(asked, paired), expected_s, place)
 
 
 def _pages(asked: Sequence[Request], paired: Sequence[Paired]) -> list[Page]:

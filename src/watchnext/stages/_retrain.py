@@ -15,11 +15,13 @@ from watchnext import config
 from watchnext.bundle import Bundle
 from watchnext.console import say
 from watchnext.errors import InputError
-from watchnext.stages._runner import execution_id, only_stage_here, prepare, run
+from watchnext.stages._runner import CHECKPOINTS_DIR, execution_id, only_stage_here, prepare, run
 from watchnext.tracking import Tracker, flatten
 
 FOLDER = Path("data/champions_recipe")
 BUNDLE = FOLDER / "bundle"
+CHECKPOINTS = CHECKPOINTS_DIR / FOLDER.name
+"""Its own: in those of the pipeline it would clear away a candidate that was trained halfway, and be cleared away by it."""
 
 _SECTIONS = {
     "train_retrieval": "retrieval",
@@ -126,6 +128,6 @@ def retrain(champion: Bundle, called: str) -> Bundle:
         )
         for call in calls:
             say(f"the champion's recipe: {call.stage}")
-            run(call, tracker, identifier)
+            run(call, tracker, identifier, CHECKPOINTS)
         tracker.finish(parent, "FINISHED")
     return Bundle.open(BUNDLE)

@@ -140,8 +140,17 @@ def prepare(stage: str, flags: list[str], params_file: Path = config.PARAMS_FILE
     return Call(stage, function, arguments, outputs, settings, metrics_path)
 
 
-def run(call: Call, tracker: Tracker, execution_id: str) -> Metrics | None:
+def run(
+    call: Call, tracker: Tracker, execution_id: str, checkpoints_dir: Path = CHECKPOINTS_DIR
+) -> Metrics | None:
     """Run one stage: stage its outputs, swap them in, write its metrics and log them.
+
+    Args:
+        call: the stage.
+        tracker: where to log it.
+        execution_id: of the execution that it belongs to.
+        checkpoints_dir: holds what was trained halfway, a folder per stage. Whoever trains beside the pipeline needs another
+            one: a training clears away what others left in its folder.
 
     Raises:
         whatever the stage raises, after its outputs were discarded and the failure was logged.
@@ -159,7 +168,7 @@ def run(call: Call, tracker: Tracker, execution_id: str) -> Metrics | None:
     for name in inspect.signature(call.function).parameters:
         if name.startswith("earlier_"):
             arguments[name] = _earlier_output(call, f"out_{name.removeprefix('earlier_')}")
-    checkpoints = CHECKPOINTS_DIR / call.stage
+    checkpoints = checkpoints_dir / call.stage
     if "checkpoints" in inspect.signature(call.function).parameters:
         arguments["checkpoints"] = checkpoints
     metrics: Metrics | None = None

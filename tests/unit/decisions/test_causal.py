@@ -51,6 +51,17 @@ def test_the_slates_that_users_watch_longer_are_found(
     assert metrics["challenger_effective_rows"] == pytest.approx(1_500 * POSITIONS / len(WORTH_S), rel=0.1)
 
 
+def test_later_challengers_of_a_day_have_to_be_better_by_more() -> None:
+    """A third of the places is worth 10 s more. Meant to fail with one level for all, which fifty equals pass by luck."""
+    log = pages(400, [*WORSE[:2], WORSE[1]], WORSE)
+    first, second = (watch_time_check(log, mean_worth, place)[0] for place in (1, 2))
+    assert (first.outcome, second.outcome) == ("passed", "not judged")
+    assert "intervals of 96% over users (challenger 1 of the shadow day)" in first.bound
+    assert "intervals of 98.67% over users (challenger 2 of the shadow day)" in second.bound
+    third, _ = random_exposure_check(exposures(10, [1, 2], [1, 3], pool=20), 20, float, 3)
+    assert "(challenger 3 of the shadow day)" in third.bound
+
+
 @pytest.mark.parametrize(
     ("log", "words"),
     [

@@ -28,6 +28,7 @@ from watchnext.decisions.checks import (
     Maximum,
     Minimum,
     Slices,
+    against_the_champion,
     better,
     no_worse,
     no_worse_in_slices,
@@ -166,6 +167,21 @@ def test_many_equal_slices_look_harmed_no_more_often_than_one() -> None:
     assert failed <= 1
 
 
+def test_a_challenger_is_compared_as_a_whole_and_in_slices_and_has_to_be_better_where_asked() -> None:
+    """Seen to fail without the slices, whose own tests passed."""
+    ours, theirs = in_slices(20, {"new_users": 0.8}, seed=1)
+    whole = {name: PerUser(np.full(20, mean), np.ones(20)) for name, mean in SAME.items()}
+    ours, theirs = (Measured(SAME, whole, one.slices) for one in (ours, theirs))
+    checks = Checks(slices=Slices(at_least_users=5), improvement=Improvement(any_of=["recall_at_100"]))
+    found = against_the_champion(ours, theirs, ours.changes(theirs, 0.95), checks, 0.95)
+    assert [(check.name, check.outcome) for check in found] == [
+        ("recall_at_100", "passed"),
+        ("weighted_pairwise_loss", "passed"),
+        ("recall_at_100.new_users", "failed"),
+        ("improvement", "not judged"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("recall_gain", "loss_gain", "any_of", "outcome"),
     [
@@ -195,6 +211,22 @@ def test_an_improvement_has_to_be_shown_where_it_is_asked_for(
         measured(recall_gain, loss_gain), measured(0.0, 0.0), Improvement(any_of=list(any_of)), 0.95
     )
     assert [check.outcome for check in checks] == ([] if outcome is None else [outcome])
+
+
+def test_one_of_two_improvements_has_to_be_surer_than_one_alone() -> None:
+    """A gain of 1.8 standard errors, between 1.64 (5 %) and 1.96 (a half of it). Seen to fail without Holm's step."""
+    users = 2_000
+    noise = np.random.default_rng(3).normal(0.0, 0.1, users)
+    noise -= noise.mean()
+    gain = 1.8 * noise.std() / math.sqrt(users)
+    ones, same = np.ones(users), {"weighted_pairwise_loss": PerUser(0.3 + noise, np.ones(users))}
+    ours, theirs = (
+        Measured({}, {"recall_at_100": PerUser(values, ones), **same})
+        for values in (0.4 + gain + noise, np.full(users, 0.4))
+    )
+    both: list[Any] = ["recall_at_100", "weighted_pairwise_loss"]
+    alone, of_two = (better(ours, theirs, Improvement(any_of=names), 0.95)[0] for names in (both[:1], both))
+    assert (alone.outcome, of_two.outcome) == ("passed", "not judged")
 
 
 def test_a_right_bundle_passes_without_a_champion(right_bundle: Bundle, world_features: Path) -> None:
@@ -662,9 +694,8 @@ def test_champion_and_candidate_stand_in_one_row() -> None:
 
 
 def test_fresher_data_and_another_recipe_are_told_apart(
-    stage: Stage, wrong_bundle: Bundle, right_bundle: Bundle, world_features: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    wrong_bundle: Bundle, right_bundle: Bundle, world_features: Path
+) -> None:
     """What the recipe has already is not the candidate's doing. Meant to fail with the two steps exchanged."""
     decision = judge(right_bundle, wrong_bundle, world_features, Checks(), recipe=right_bundle)
     metrics = decision.metrics
@@ -678,10 +709,22 @@ def test_fresher_data_and_another_recipe_are_told_apart(
     assert other["change_by_data_recall_at_100"] == 0.0
     assert other["change_by_recipe_recall_at_100"] == other["change_recall_at_100"]
 
+
+def test_what_is_not_the_champions_recipe_is_refused_before_it_costs_anything(
+    stage: Stage, wrong_bundle: Bundle, right_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail where the place of the day was taken first: the recipe made anew was judged as the second one's."""
     monkeypatch.setattr(gate, "judge", lambda *_, **__: PASSED)
-    stage.promote(wrong_bundle)
-    monkeypatch.undo()
+    assert stage.promote(wrong_bundle, champions_recipe=tmp_path / "not made yet") is not None, (
+        "none to compare"
+    )
+    places: list[int] = []
+    monkeypatch.setattr(gate, "judge", lambda *_, place, **__: places.append(place) or REJECTED)
     with pytest.raises(InputError, match="not the champion's recipe") as refused:
         stage.promote(right_bundle, champions_recipe=right_bundle.path)
     assert refused.value.offenders == ("not of the champion's settings",)
+    with pytest.raises(InputError, match="the champion's recipe cannot be read: there is no such file"):
+        stage.promote(right_bundle, champions_recipe=tmp_path / "not made yet")
     assert stage.roles() == {"champion": 1}
+    stage.promote(right_bundle, champions_recipe=wrong_bundle.path)
+    assert places == [1]

@@ -499,6 +499,15 @@ def test_asked_for_causal_evidence_the_challenger_waits(
     assert "rows have impressions without a propensity" in waiting["reason"]
     assert stage.roles() == {"champion": 1, "challenger": 2}
     assert stage.compare(equal_bundle, evidence="causal") is None
+    # Among those that the shadow day judged, whatever came of it, and not once more for each growth of a live log.
+    stage.compare(equal_bundle, evidence="causal", live=Live(shadow_log="state/shadow"))
+    checks = json.loads((stage.root / "report" / "decision.json").read_text(encoding="utf-8"))["checks"]
+    assert "(challenger 1 of the shadow day)" in checks[-1]["bound"]
+    day = json.loads((stage.features / "manifest.json").read_text(encoding="utf-8"))["days"]["shadow"]
+    source = stage.version(2).source
+    registry = Registry.open(stage.root)
+    assert registry.take_place("watchnext", source, f"shadow.{day}", "of another challenger") == 2
+    assert registry.take_place("watchnext", source, day, "of the gate of that day") == 1
     crowned = stage.compare(equal_bundle, evidence="offline")
     assert crowned is not None
     assert crowned["verdict"] == "crown"

@@ -45,18 +45,27 @@ def test_the_champions_settings_are_trained_on_the_present_features(
     project_root: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Meant to fail with the settings of params.yaml: the digest of all settings would be another."""
+    """Meant to fail with the settings of params.yaml, of which the digest would be another; and, with the pipeline's own
+    folder of checkpoints, where a candidate that was trained halfway was cleared away."""
     shutil.copy2(SETTINGS, project_root / "params.yaml")
     (project_root / "data").mkdir()
     (project_root / "data" / "features").symlink_to(world_features)
     (project_root / "data" / "validated").symlink_to(world_tables)
     monkeypatch.chdir(project_root)
+    halfway = [
+        project_root / ".checkpoints" / stage / "of the candidate" / "step-000000000001"
+        for stage in ("train_retrieval", "train_ranking")
+    ]
+    for folder in halfway:
+        folder.mkdir(parents=True)
     made = retrain(champion, "version 1 of watchnext")
     assert made.params_digest == champion.params_digest
     assert (made.data_digest, made.trained_until_at) == (champion.data_digest, champion.trained_until_at)
     assert made.digest != champion.digest
     assert made.path == BUNDLE
     assert not (project_root / "metrics").exists(), "the pipeline's own metrics stay"
+    assert all(folder.is_dir() for folder in halfway), "and so does what it has trained halfway"
+    assert not list((project_root / ".checkpoints" / "champions_recipe").glob("*/*"))
     assert YAML(typ="safe").load(SETTINGS) == YAML(typ="safe").load(project_root / "params.yaml")
     tracker = Tracker.open(project_root)
     (run,) = tracker._search("tags.`watchnext.champions_recipe` = 'version 1 of watchnext'")
