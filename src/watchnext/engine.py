@@ -25,8 +25,8 @@ from ibis.backends.sql.datatypes import DuckDBType
 from pydantic import Field
 
 from watchnext.config import Section
+from watchnext.engine_failures import another_version, duckdb_explained, spark_explained
 from watchnext.errors import InputError
-from watchnext.spark_failures import another_version, failures_explained
 
 ROW_GROUP_ROWS = 122_880
 
@@ -134,15 +134,17 @@ class Engine:
         # Spark's pages and event log name a job by a line of Java unless they are told what it is for.
         jobs = self.backend._session.sparkContext
         jobs.setJobDescription(f"write {directory.parent.name}/{directory.name}")
-        # Spark writes a directory of its own at a time, files named by a random id: they are moved under names
-        # that keep the parts, and the rows, in order.
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=directory) as writing:
-            ordered.to_parquet_dir(str(Path(writing) / "rows"))
-            written = [
-                shutil.move(file, directory / f"part-{part or 0:05d}-{number:05d}.parquet")
-                for number, file in enumerate(sorted((Path(writing) / "rows").glob("part-*.parquet")))
-            ]
-        jobs.setJobDescription(None)
+        try:
+            # Spark writes a directory of its own at a time, files named by a random id: they are moved under names
+            # that keep the parts, and the rows, in order.
+            with tempfile.TemporaryDirectory(prefix=".writing-", dir=directory) as writing:
+                ordered.to_parquet_dir(str(Path(writing) / "rows"))
+                written = [
+                    shutil.move(file, directory / f"part-{part or 0:05d}-{number:05d}.parquet")
+                    for number, file in enumerate(sorted((Path(writing) / "rows").glob("part-*.parquet")))
+                ]
+        finally:
+            jobs.setJobDescription(None)
         return sum(pq.read_metadata(file).num_rows for file in written)
 
     def row_digests(self, table: ir.Table, by: str) -> dict[Any, str]:
@@ -224,7 +226,8 @@ def connect(params: EngineParams, scratch: Path | None = None) -> Iterator[Engin
     """Open the engine that `params` names; `scratch` is where it may spill.
 
     Raises:
-        InputError: Spark's master or its workers cannot be used, now or within the block: which, and why.
+        InputError: Spark's master or its workers cannot be used, now or within the block: which, and why; or DuckDB finds
+            no room on a disk or in memory.
     """
     if params.kind == "duckdb":
         backend = ibis.duckdb.connect(threads=params.threads, memory_limit=f"{params.memory_limit_gb}GB")
@@ -234,11 +237,12 @@ def connect(params: EngineParams, scratch: Path | None = None) -> Iterator[Engin
             backend.raw_sql(f"SET temp_directory = '{_quoted(scratch)}'")
         engine = Engine(backend, params.kind)
         try:
-            yield engine
+            with duckdb_explained():
+                yield engine
         finally:
             engine.close()
         return
-    with failures_explained(params.master):
+    with spark_explained(params.master):
         engine = Engine(_connect_spark(params), params.kind)
         try:
             if not params.master.startswith("local"):

@@ -372,14 +372,13 @@ class Registry:
         return places[key]
 
     def bundle(self, version: Version) -> Bundle:
-        """The bundle of a version, verified; where artifacts are remote it is downloaded once.
+        """The bundle of a version, verified; where artifacts are remote it is fetched, once unless the copy is damaged.
 
         Raises:
             UnusableBundleError: its files are gone or not those that were registered.
             InputError: the registry cannot be used.
         """
-        with self._plainly():
-            location = self._client().get_model_version_download_uri(version.name, str(version.number))
+        location = self._location(version)
         local = Path(location.removeprefix("file://"))
         if local.is_absolute():  # else s3://..., or mlflow-artifacts:/... of a server that hands them out
             path = _only_folder(local / "artifacts")
@@ -390,14 +389,8 @@ class Registry:
                     remedy="if the project was moved: watchnext registry relocate; else restore mlruns/artifacts,"
                     " or delete the version in the MLflow UI (`make ui`)",
                 )
-        else:
-            path = self._download(location, version)
-        try:
-            return Bundle.open(path, expected_digest=version.bundle_digest)
-        except InputError as error:
-            raise UnusableBundleError(
-                error.what, where=error.where, offenders=error.offenders, remedy=error.remedy
-            ) from error
+            return _verified(path, version)
+        return self._fetched(location, version)
 
     def prune_downloads(self, *, dry_run: bool = False) -> list[Download]:
         """Delete the fetched bundles that can be fetched again and whose versions have no alias; say which stay, and why.
@@ -440,17 +433,20 @@ class Registry:
             if roles:
                 return f"version {version.number} of {version.name} is {', '.join(sorted(roles))}"
         for version in versions:
-            if not self._is_stored(version):
+            if not self._is_stored(self._location(version)):
                 return f"the server has no files of version {version.number} of {version.name} any more"
         return ""
 
-    def _is_stored(self, version: Version) -> bool:
-        """Whether the files of a version can be fetched."""
+    def _is_stored(self, location: str) -> bool:
+        """Whether there are files of a version where the registry says."""
         from mlflow.artifacts import list_artifacts
 
         with self._plainly():
-            location = self._client().get_model_version_download_uri(version.name, str(version.number))
             return bool(list_artifacts(artifact_uri=f"{location}/artifacts", tracking_uri=self.tracking_uri))
+
+    def _location(self, version: Version) -> str:
+        with self._plainly():
+            return str(self._client().get_model_version_download_uri(version.name, str(version.number)))
 
     # --- roles ---
 
@@ -914,29 +910,41 @@ class Registry:
         assert copied is not None
         Bundle.open(copied, expected_digest=bundle.digest)
 
-    def _download(self, location: str, version: Version) -> Path:
+    def _fetched(self, location: str, version: Version) -> Bundle:
+        """The bundle of a version that a server holds: fetched once, and anew where the copy in this folder is damaged."""
         from mlflow.artifacts import download_artifacts
 
         final = self.root / DOWNLOADS / version.bundle_digest
         final.parent.mkdir(parents=True, exist_ok=True)
         # A server, its challenger and a stage may want the same one at once.
         with FileLock(final.with_name(final.name + ".lock")):
-            if not final.is_dir():
-                staged = final.with_name(final.name + ".staging")
-                shutil.rmtree(staged, ignore_errors=True)
-                staged.mkdir()
-                with self._plainly():
-                    artifacts = download_artifacts(
-                        artifact_uri=f"{location}/artifacts",
-                        dst_path=str(staged),
-                        tracking_uri=self.tracking_uri,
-                    )
-                downloaded = _only_folder(Path(artifacts))
-                if downloaded is None:
-                    raise InputError("this version holds no bundle", where=location)
-                downloaded.rename(final)
-                shutil.rmtree(staged)
-        return final
+            if final.is_dir():
+                try:
+                    return _verified(final, version)
+                except UnusableBundleError as error:
+                    say(f"{final} is not what was fetched any more ({error.what}): it is fetched anew")
+            if not self._is_stored(location):
+                raise UnusableBundleError(
+                    f"the files of version {version.number} of {version.name} are gone",
+                    where=location,
+                    remedy="restore what the tracking server keeps artifacts in, or delete the version in the MLflow UI",
+                )
+            staged = final.with_name(final.name + ".staging")
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir()
+            with self._plainly():
+                artifacts = download_artifacts(
+                    artifact_uri=f"{location}/artifacts", dst_path=str(staged), tracking_uri=self.tracking_uri
+                )
+            downloaded = _only_folder(Path(artifacts))
+            if downloaded is None:
+                raise UnusableBundleError("this version holds no bundle", where=location)
+            # Before it takes its place: what the server holds may be damaged, and mended later.
+            _verified(downloaded, version)
+            shutil.rmtree(final, ignore_errors=True)
+            downloaded.rename(final)
+            shutil.rmtree(staged)
+            return _verified(final, version)
 
     def _client(self) -> Any:
         if self._check_lock is not None:
@@ -1075,6 +1083,15 @@ def _only_folder(artifacts: Path) -> Path | None:
     """MLflow keeps a model's artifact under the name that its folder had: the one folder in there."""
     folders = [path for path in artifacts.glob("*") if path.is_dir()]
     return folders[0] if len(folders) == 1 else None
+
+
+def _verified(path: Path, version: Version) -> Bundle:
+    try:
+        return Bundle.open(path, expected_digest=version.bundle_digest)
+    except InputError as error:
+        raise UnusableBundleError(
+            error.what, where=error.where, offenders=error.offenders, remedy=error.remedy
+        ) from error
 
 
 def _version(entry: Any) -> Version:

@@ -19,7 +19,7 @@ from watchnext.addresses import without_passwords
 from watchnext.bundle import Bundle
 from watchnext.decisions import gate, replay
 from watchnext.errors import InputError
-from watchnext.registry import LOCK_VARIABLE, Registry
+from watchnext.registry import LOCK_VARIABLE, Registry, UnusableBundleError
 from watchnext.stages import _runner
 from watchnext.tracking import open_client
 
@@ -68,9 +68,9 @@ def test_two_machines_promote_against_one_registry(
 
 
 def prune_and_fetch_again(registry: Registry, team: Team, name: str, loser: int) -> None:
-    """Of all three bundles the one without an alias goes, and comes again; the last copy of one does not go.
+    """Of all three bundles the one without an alias goes, and comes again, as a damaged one does; the last copy stays.
 
-    Meant to fail where roles, or the server's files, are not asked for.
+    Meant to fail where roles, or the server's files, are not asked for, and where a copy is taken as it is.
     """
     paths = {number: registry.bundle(registry.version(name, number)).path for number in (1, 2, 3)}
     would = registry.prune_downloads(dry_run=True)
@@ -78,11 +78,31 @@ def prune_and_fetch_again(registry: Registry, team: Team, name: str, loser: int)
     assert registry.prune_downloads() == would
     assert {one.bundle_digest for one in would if not one.kept_because} == {paths[loser].name}
     assert [number for number, path in paths.items() if not path.exists()] == [loser]
-    assert registry.bundle(registry.version(name, loser)).path == paths[loser]
+    version = registry.version(name, loser)
+    assert registry.bundle(version).path == paths[loser]
+    damaged = paths[loser] / "ranker" / "saved_model.pb"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1])
+    assert registry.bundle(version).path == paths[loser]
+    assert damaged.read_bytes() == whole
+
     location = registry._client().get_model_version_download_uri(name, str(loser))
-    shutil.rmtree(team.tracking.log.parent / "artifacts" / location.removeprefix("mlflow-artifacts:/"))
+    artifacts = team.tracking.log.parent / "artifacts" / location.removeprefix("mlflow-artifacts:/")
+    (stored,) = artifacts.rglob("ranker/saved_model.pb")
+    stored.write_bytes(whole[:-1])
+    damaged.unlink()
+    for _ in range(2):  # and what is fetched damaged is not kept
+        with pytest.raises(UnusableBundleError, match=r"saved_model\.pb"):
+            registry.bundle(version)
+    stored.write_bytes(whole)
+    assert registry.bundle(version).path == paths[loser]
+
+    shutil.rmtree(artifacts)
     assert all(one.kept_because for one in registry.prune_downloads())
     assert paths[loser].is_dir()
+    shutil.rmtree(paths[loser])
+    with pytest.raises(UnusableBundleError, match="are gone"):
+        registry.bundle(version)
 
 
 def test_a_tracking_server_has_no_lock_and_it_is_said(

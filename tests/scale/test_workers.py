@@ -40,6 +40,14 @@ def test_workers_have_the_same_weights_and_draws_of_their_own(of_two):
 
 
 @pytest.mark.slow
+def test_a_worker_with_another_library_is_told_which(of_two):
+    """Both stop, though each sees only its own: seen to fail where a worker compares with itself."""
+    for one in of_two:
+        assert one["refused"].startswith("the workers do not have the same tensorflow\n")
+        assert "tensorflow 2.20.0 (worker 0), 2.20.1 (worker 1)" in one["refused"]
+
+
+@pytest.mark.slow
 def test_a_step_of_two_workers_is_a_step_of_one_with_both_batches(of_two):
     """Without anything drawn: the weights, and the sums of squared gradients, are equal but for the order of adding up.
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
+from watchnext.errors import InputError
 from watchnext.features.batches import FeatureSpec
 from watchnext.models import ranking, retrieval, training
 from watchnext.models.warm_start import WarmStart
@@ -136,6 +137,11 @@ def main() -> None:
     """Train both, and store what came of it."""
     folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
     workers = Workers.join()
+    refused = ""
+    try:
+        workers.require_equal({"code": "alike", "tensorflow": f"2.20.{workers.index}"}, "a training")
+    except InputError as error:
+        refused = str(error)
     ranker, losses = train_ranking(workers)
     model = train_retrieval(workers, batch_size)
     warm = train_retrieval(
@@ -145,6 +151,7 @@ def main() -> None:
     arrays |= {f"state-{place}": state for place, state in enumerate(ranker.optimizer.get_weights())}
     np.savez(folder / f"worker-{workers.index}.npz", **arrays)
     told = {
+        "refused": refused,
         "digests": [training.weights_digest(one.weights) for one in (ranker, model, warm)],
         "ranking_losses": losses,
         "cross_entropy": cross_entropy(model),

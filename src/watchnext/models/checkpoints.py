@@ -70,7 +70,7 @@ class Checkpoints:
             every_s: see `Checkpoints`.
             kept: see `Checkpoints`.
         """
-        digest = hashlib.sha256(settings_digest(settings).encode())
+        digest = hashlib.sha256(json.dumps(made_by(settings), sort_keys=True).encode())
         Shards.of(examples).update_digest(digest)
         own = directory / digest.hexdigest()[:32]
         for other in directory.glob("*"):
@@ -215,15 +215,20 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
 
-def settings_digest(settings: Mapping[str, Any]) -> str:
-    """sha256 over settings, the code of the models and the versions of the libraries that compute."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+def made_by(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What decides how a training goes: digests of each setting and of the code of the models, versions of libraries.
+
+    Args:
+        settings: name -> what JSON holds.
+    """
+    texts = {name: json.dumps(value, sort_keys=True, default=str) for name, value in settings.items()}
     # The order of variables, and what a step does, are those of the code that wrote them.
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    for library in ("numpy", "tensorflow", "tf-keras"):
-        digest.update(importlib.metadata.version(library).encode())
-    return digest.hexdigest()
+    sources = b"".join(source.read_bytes() for source in sorted(Path(__file__).parent.glob("*.py")))
+    return {
+        **{name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
+        "code": hashlib.sha256(sources).hexdigest(),
+        **{library: importlib.metadata.version(library) for library in ("numpy", "tensorflow", "tf-keras")},
+    }
 
 
 def _step_of(folder: Path) -> int:

@@ -429,7 +429,7 @@ def fit(
     if workers.count > 1:
         digest = weights_digest(model.weights)
         say(f"{where}, worker {workers.index} of {workers.count}: weights {digest}")
-        workers.require_equal(digest, "weights", where)
+        workers.require_equal({"weights": digest}, where)
     return Training(best_epoch=progress.best_epoch, curves=progress.curves)
 
 

@@ -6,7 +6,7 @@ exchanged: a sparse gradient is gathered from all workers, never made dense.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -135,14 +135,26 @@ class Workers:
         """The values that every worker has."""
         return set.intersection(*(set(of_one) for of_one in self.gathered(list(values))))
 
-    def require_equal(self, digest: str, what: str, where: str) -> None:
-        """Raise InputError where `digest` is not the same on every worker."""
-        digests = self.gathered(digest)
-        if len(set(digests)) > 1:
+    def require_equal(self, values: Mapping[str, str], where: str) -> None:
+        """See that every worker has the same.
+
+        Args:
+            values: what it is -> a digest or a version; a few kilobytes of it.
+            where: named in the error.
+
+        Raises:
+            InputError: a worker has another value, or none: which, of all.
+        """
+        found = self.gathered(dict(values))
+        names = sorted({name for of_one in found for name in of_one})
+        others = [name for name in names if len({of_one.get(name) for of_one in found}) > 1]
+        if others:
             raise InputError(
-                f"the workers do not have the same {what}",
+                f"the workers do not have the same {', '.join(others)}",
                 where=where,
-                offenders=[f"worker {index}: {one[:16]}" for index, one in enumerate(digests)],
+                offenders=[
+                    _who_has_what(name, [of_one.get(name, "none") for of_one in found]) for name in others
+                ],
                 remedy="give every worker the same code, settings, features and library versions, and train anew",
             )
 
@@ -160,6 +172,19 @@ def part() -> None:
         WorkerLost: one of them failed before.
     """
     _joined.gathered(None)
+
+
+def _who_has_what(name: str, values: Sequence[str]) -> str:
+    """One line of it, as short as there are different values.
+
+    >>> _who_has_what("tensorflow", ["2.20.0", "2.20.1", "2.20.0"])
+    'tensorflow 2.20.0 (worker 0, 2), 2.20.1 (worker 1)'
+    """
+    told = []
+    for value in dict.fromkeys(values):
+        who = ", ".join(str(index) for index, one in enumerate(values) if one == value)
+        told.append(f"{value[:16]} (worker {who})")
+    return f"{name} {', '.join(told)}"
 
 
 @tf.function(reduce_retracing=True)

@@ -46,6 +46,7 @@ from filelock import FileLock, Timeout
 
 from watchnext import config
 from watchnext.console import say
+from watchnext.engine_failures import full_disk_explained
 from watchnext.errors import InputError
 from watchnext.tf_config import Cluster, WorkerLost
 from watchnext.tracking import Tracker, flatten
@@ -173,7 +174,8 @@ def run(
         arguments["checkpoints"] = checkpoints
     metrics: Metrics | None = None
     try:
-        metrics = call.function(**arguments)
+        with full_disk_explained():
+            metrics = call.function(**arguments)
         if metrics is not None:
             for name, path in call.outputs.items():
                 _swap_in(staged[name], path)

@@ -68,7 +68,7 @@ def train_ranking(
     from watchnext.models import nominations, ranking
     from watchnext.models import training as fitting
     from watchnext.models.calibration import WatchTimeCurve
-    from watchnext.models.checkpoints import Checkpoints, settings_digest
+    from watchnext.models.checkpoints import Checkpoints, made_by
     from watchnext.models.workers import Workers
 
     workers = Workers.join()
@@ -104,9 +104,7 @@ def train_ranking(
         "sources": json.loads((sources / "manifest.json").read_text(encoding="utf-8")),
         "workers": workers.count,
     }
-    workers.require_equal(
-        settings_digest(settings), "settings, features, code or library versions", "train_ranking"
-    )
+    workers.require_equal(made_by(settings), "train_ranking")
     examples = fitting.encode_shards(
         stored,
         encoder.encode_ranking,

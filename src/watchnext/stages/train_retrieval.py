@@ -98,7 +98,7 @@ def train_retrieval(
     from watchnext.features.batches import Encoder, Share, stored_rows
     from watchnext.models import retrieval
     from watchnext.models import training as fitting
-    from watchnext.models.checkpoints import Checkpoints, settings_digest
+    from watchnext.models.checkpoints import Checkpoints, made_by
     from watchnext.models.warm_start import WarmStart
     from watchnext.models.workers import Workers
 
@@ -129,9 +129,7 @@ def train_retrieval(
         "workers": workers.count,
         "start": begin.digest if begin is not None else None,
     }
-    workers.require_equal(
-        settings_digest(settings), "settings, features, code or library versions", "train_retrieval"
-    )
+    workers.require_equal(made_by(settings), "train_retrieval")
     examples = fitting.encode_shards(
         stored / "training",
         encoder.encode_retrieval,

@@ -1,10 +1,13 @@
-"""What Spark says when it fails by what it runs on, and what a person can do about it."""
+"""What engines, and whatever writes to disk, say when they fail by what they run on, and what to do about it."""
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from watchnext.errors import InputError
+
+_FULL = r"No space left on device|Disk quota exceeded"
 
 
 def another_version(master: str, own: str, offenders: Sequence[str]) -> InputError:
@@ -23,35 +26,89 @@ def another_version(master: str, own: str, offenders: Sequence[str]) -> InputErr
     )
 
 
-@contextlib.contextmanager
-def failures_explained(master: str) -> Iterator[None]:
+def spark_explained(master: str) -> contextlib.AbstractContextManager[None]:
     """Say what a person can do about it, where Spark fails by what it runs on rather than by what it was asked.
 
     Args:
         master: the setting `engine.master`.
 
     Raises:
-        InputError: a disk is full, memory is short, versions differ, or the master gave up. Whatever else the block raises
-            is left as it is.
+        InputError: in the block: a disk is full, memory is short, versions differ, or the master gave up. Whatever else
+            the block raises is left as it is.
     """
+    return _explained(partial(_of_spark, master))
+
+
+def duckdb_explained() -> contextlib.AbstractContextManager[None]:
+    """The same of DuckDB.
+
+    Raises:
+        InputError: in the block: a disk is full, or memory is short.
+    """
+    return _explained(_of_duckdb)
+
+
+def full_disk_explained() -> contextlib.AbstractContextManager[None]:
+    """The same of whatever writes files, TensorFlow among them.
+
+    Raises:
+        InputError: in the block: a disk is full.
+    """
+    return _explained(_of_files)
+
+
+@contextlib.contextmanager
+def _explained(explain: Callable[[str], InputError | None]) -> Iterator[None]:
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        explained = _explanation(master, str(error))
+        explained = explain(str(error))
         if explained is None:
             raise
         raise explained from error
 
 
-def _explanation(master: str, text: str) -> InputError | None:
+def _of_duckdb(text: str) -> InputError | None:
+    where = "engine.kind: duckdb"
+    said = text.splitlines()[:1]
+    # What no longer fits its memory it would have put on a disk without room.
+    if re.search(rf"{_FULL}|'max_temp_directory_size'", text):
+        return InputError(
+            "a disk is full that DuckDB writes to; nothing of this stage was kept",
+            where=where,
+            offenders=said,
+            remedy="free it: a stage writes beside its last good outputs, and there too whatever exceeds "
+            "engine.memory_limit_gb meanwhile",
+        )
+    if "Out of Memory Error" in text:
+        return InputError(
+            "DuckDB ran out of memory",
+            where=where,
+            offenders=said,
+            remedy="raise engine.memory_limit_gb, or lower engine.threads or featurize.events_per_bucket",
+        )
+    return None
+
+
+def _of_files(text: str) -> InputError | None:
+    found = next((line.strip()[:400] for line in text.splitlines() if re.search(_FULL, line)), None)
+    if found is None:
+        return None
+    return InputError(
+        "a disk is full",
+        offenders=[found],
+        remedy="free it and run again: the outputs of the last good run stand",
+    )
+
+
+def _of_spark(master: str, text: str) -> InputError | None:
     where = f"engine.master: {master}"
 
     def first(pattern: str) -> str:
         return next((line.strip()[:400] for line in text.splitlines() if re.search(pattern, line)), "")
 
-    full = r"No space left on device|Disk quota exceeded"
     versions = (
         r"InvalidClassException|local class incompatible|NoSuchMethodError|UnsupportedClassVersionError|"
         r"(NoClassDefFoundError|ClassNotFoundException): org[./]apache[./]spark"
@@ -61,7 +118,7 @@ def _explanation(master: str, text: str) -> InputError | None:
         r"on a stopped SparkContext|SparkContext was shut down"
     )
     memory = r"OutOfMemoryError|Cannot acquire .* memory|SparkOutOfMemoryError"
-    if line := first(full):
+    if line := first(_FULL):
         return InputError(
             "a disk is full that Spark writes to; nothing of this stage was kept",
             where=where,
