@@ -62,8 +62,13 @@ def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str, str, 
         return f"[{low:+.1%}, {high:+.1%}]" if math.isfinite(low) and math.isfinite(high) else ""
 
     rows = []
+    # The champion's recipe, which is neither, stands in a table of its own.
     for name in sorted(
-        {name.removeprefix("champion_") for name in metrics if not name.startswith("change_")}
+        {
+            name.removeprefix("champion_")
+            for name in metrics
+            if not name.startswith(("change_", "champions_recipe_"))
+        }
     ):
         change = metrics.get(f"change_{name}", math.nan)
         rows.append(

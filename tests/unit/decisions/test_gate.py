@@ -684,6 +684,7 @@ def test_champion_and_candidate_stand_in_one_row() -> None:
         "change_recall_at_100_users_by_videos_high": 0.04,
         "recall_at_100": 0.49,
         "champion_recall_at_100": 0.5,
+        "champions_recipe_recall_at_100": 0.52,
         "map": math.nan,
     }
     assert metric_rows(metrics) == [
