@@ -692,8 +692,11 @@ class UserHistory:
 
     def _add_context(self, at: int, device: str | None, logged_in: bool | None) -> None:
         """Two requests of one instant may differ: of each fact the greatest value then."""
+        context = (at, device, logged_in)
         if not self._contexts or at > self._contexts[-1][0]:
-            self._contexts.append((at, device, logged_in))
+            self._contexts.append(context)
+            return
+        if self._contexts[-1] == context:  # the next video of the same page
             return
         place = bisect.bisect_left(self._contexts, at, key=lambda context: context[0])
         if place < len(self._contexts) and self._contexts[place][0] == at:

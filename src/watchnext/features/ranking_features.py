@@ -8,7 +8,7 @@ quantities, and both the tables and the in-memory `UserHistory` are as of the in
 import datetime
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -265,26 +265,42 @@ class Moment:
     @cached_property
     def impressions_of_videos(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """[N] impressions of each video without a click, and the instant of its last impression, NaN without one."""
-        return _pairs(self._of_some(self.videos.ids, self.user.shown, self.user.impressions_of, (0, None)))
+        places, answers = self._of_some(self.videos.ids, self.user.shown, self.user.impressions_of)
+        return self._column(places, (one[0] for one in answers), 0.0), self._column(
+            places, (one[1] for one in answers), np.nan
+        )
 
     @cached_property
     def watches_of_channels(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """[N] watches of each video's channel, and the end of the last, NaN without one."""
         channels, user = self.videos.channel_ids, self.user
-        return _pairs(self._of_some(channels, user.watched_channels, user.channel_watches, (0, None)))
+        places, answers = self._of_some(channels, user.watched_channels, user.channel_watches)
+        return self._column(places, (one[0] for one in answers), 0.0), self._column(
+            places, (one[1] for one in answers), np.nan
+        )
 
     @cached_property
     def last_unclicked(self) -> npt.NDArray[np.float64]:
         """[N] the instant of each video's last impression without a click, NaN without one."""
-        user = self.user
-        return np.array(self._of_some(self.videos.ids, user.shown, user.last_unclicked_at, None), np.float64)
+        places, answers = self._of_some(self.videos.ids, self.user.shown, self.user.last_unclicked_at)
+        return self._column(places, answers, np.nan)
 
     def _of_some(
-        self, ids: Sequence[Any], known: Collection[Any], ask: Callable[[Any, Instant], Any], otherwise: Any
-    ) -> list[Any]:
-        """What `ask` says of each id: most candidates are none that the user has met, and are not asked about."""
+        self, ids: Sequence[Any], known: Collection[Any], ask: Callable[[Any, Instant], Any]
+    ) -> tuple[list[int], list[Any]]:
+        """Places of those ids that the user has met, and what `ask` says of each: most candidates are none of them."""
         answers = {one: ask(one, self.at) for one in set(ids).intersection(known)}
-        return [answers.get(one, otherwise) for one in ids]
+        places = [place for place, one in enumerate(ids) if one in answers] if answers else []
+        return places, [answers[ids[place]] for place in places]
+
+    def _column(
+        self, places: Sequence[int], values: Iterable[float | None], otherwise: float
+    ) -> npt.NDArray[np.float64]:
+        """float64 [N], `values` in their places, None is NaN, and `otherwise` in the others."""
+        column = np.full(len(self.videos), otherwise)
+        if places:
+            column[places] = np.array(list(values), np.float64)
+        return column
 
     @cached_property
     def watches_of_topics(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -300,13 +316,6 @@ class Moment:
         np.maximum.at(most, owner, watches[code_of])
         np.maximum.at(latest, owner, last_at[code_of])
         return np.where(most >= 0, most, np.nan), np.where(latest > -np.inf, latest, np.nan)
-
-
-def _pairs(
-    pairs: Sequence[tuple[int, int | None]],
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    numbers, instants = zip(*pairs, strict=True) if pairs else ((), ())
-    return np.array(numbers, np.float64), np.array(instants, np.float64)
 
 
 @dataclass(frozen=True)
@@ -681,7 +690,7 @@ FEATURES: tuple[Feature, ...] = (
             row[_WATCHES_OF_CHANNEL.column].cast("float64"), ibis.null("float64")
         ),
         evaluate=lambda moment: np.where(
-            [one is not None for one in moment.videos.channel_ids], moment.watches_of_channels[0], np.nan
+            moment.videos.channel_column.is_valid(), moment.watches_of_channels[0], np.nan
         ),
         reads=(_WATCHES_OF_CHANNEL,),
         needs=("videos.channel_id",),

@@ -168,6 +168,11 @@ class Popularity:
         return np.bincount(self._channels[inside], self.rate[inside]).astype(np.float64)
 
     @cached_property
+    def channel_rate_or_one(self) -> npt.NDArray[np.float64]:
+        """[num_channels + 1] `channel_rate`, and 1 in the last place, where channel -1 looks."""
+        return np.append(self.channel_rate, 1.0)
+
+    @cached_property
     def channel_order(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Watched videos by channel, within it the most popular first, and where each channel begins, [C + 1]."""
         ordered = self.order[np.argsort(self._channels[self.order], kind="stable")]
@@ -552,7 +557,7 @@ class Channels(PerRequest):
         wanted = np.asarray(of, np.int64) * base + channel
         place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         share = np.where((keys[place] == wanted) & (channel >= 0), shares[place], 0.0)
-        total = np.append(popularity.channel_rate, 1.0)[np.where(channel >= 0, channel, -1)]
+        total = popularity.channel_rate_or_one[channel]
         there = _there(self.corpus, requests, of, rows) & (channel >= 0) & (total_watches[of] > 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             value = np.where(share > 0, share * popularity.rate[rows] / total, 0.0)

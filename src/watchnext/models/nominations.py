@@ -25,7 +25,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from watchnext.errors import InputError
-from watchnext.features.batches import Encoder, FeatureSpec, read_examples, read_ranges
+from watchnext.features.batches import Arrays, Encoder, FeatureSpec, read_examples, read_ranges
 from watchnext.models.candidate_sources import (
     SOURCES,
     TOWER,
@@ -85,6 +85,50 @@ FEATURES: tuple[NominationFeature, ...] = (
 """Declared once: the pipeline and serving make the same ones, by the same function."""
 
 
+@dataclass(frozen=True)
+class Nominations:
+    """What the sources say of N videos.
+
+    Attributes:
+        by: bool [N, len(SOURCES)], which of SOURCES nominate each.
+        scores: name of a feature -> float64 [N]; NaN: no opinion.
+    """
+
+    by: npt.NDArray[np.bool_]
+    scores: Mapping[str, npt.NDArray[np.float64]]
+
+    def columns(self) -> dict[str, pa.Array]:
+        """Name of a feature -> [N]: float64 (null: no opinion), or lists of names of sources."""
+        scores = {name: pa.array(scores, from_pandas=True) for name, scores in self.scores.items()}
+        return {NOMINATED_BY: _names_of(self.by), **scores}
+
+    def encoded(self, names: Iterable[str], sets: npt.NDArray[np.int32]) -> Arrays:
+        """Of these inputs those that are made here, as an encoder makes them of `columns`; `sets` is its `encoded_sets`."""
+        arrays: Arrays = {name: self.scores[name].astype(np.float32) for name in names if name in self.scores}
+        if NOMINATED_BY in names:
+            arrays[NOMINATED_BY] = sets[self.by @ _BITS]
+        return arrays
+
+
+_BITS = 1 << np.arange(len(SOURCES))
+
+
+def encoded_sets(encoder: Encoder) -> npt.NDArray[np.int32]:
+    """Every set of sources as the ranker's input NOMINATED_BY, int32 [2 ** len(SOURCES), length]: they are few.
+
+    Set number s has the source at place p if bit p of s is set.
+    """
+    members = (np.arange(2 ** len(SOURCES))[:, None] & _BITS) > 0
+    return encoder.encode_some({NOMINATED_BY: _names_of(members)}, [NOMINATED_BY])[NOMINATED_BY]
+
+
+def _names_of(by: npt.NDArray[np.bool_]) -> pa.Array:
+    """bool [N, len(SOURCES)] -> [N] lists of names of sources."""
+    _, names = np.nonzero(by)
+    offsets = np.concatenate([[0], np.cumsum(by.sum(axis=1))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(SOURCES).take(pa.array(names)))
+
+
 def nominations(
     sources: Mapping[str, Retriever],
     quotas: Mapping[str, int],
@@ -93,7 +137,7 @@ def nominations(
     rows: npt.NDArray[np.int64],
     known: int,
     first: Mapping[str, npt.NDArray[np.int64]] | None = None,
-) -> dict[str, pa.Array]:
+) -> Nominations:
     """The inputs of some videos of some requests.
 
     A source nominates what is among its first `quota` candidates before any filter: whether a video was watched before
@@ -108,30 +152,21 @@ def nominations(
         known: videos of the vocabulary; those beyond it have no `retrieval_score`, since their embeddings are only
             guessed, and the models that scored training days have none of them.
         first: name of a source -> its best candidates before any filter, at least `quota`, [B, any]; None: they are asked.
-
-    Returns:
-        Name of a feature -> [N]: float64 (null: no opinion), or lists of names of sources.
     """
-    columns: dict[str, pa.Array] = {}
     nominated = np.zeros((len(rows), len(SOURCES)), bool)
     for place, name in enumerate(SOURCES):
         quota = quotas.get(name, 0)
         if name in sources and quota > 0 and len(rows):
             best = sources[name].retrieve(requests, quota)[0] if first is None else first[name][:, :quota]
             nominated[:, place] = _among(best, of, rows) & (rows >= 0)
-    _, names = np.nonzero(nominated)
-    offsets = np.concatenate([[0], np.cumsum(nominated.sum(axis=1))])
-    columns[NOMINATED_BY] = pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()), pa.array(SOURCES).take(pa.array(names))
-    )
+    scores = {}
     for feature in FEATURES:
         if feature.source is not None:
-            scores = np.full(len(rows), np.nan)
+            scores[feature.name] = np.full(len(rows), np.nan)
             if feature.source in sources:
                 asked = np.where(rows < known, rows, -1) if feature.source == TOWER else rows
-                scores = sources[feature.source].score(requests, of, asked).astype(np.float64)
-            columns[feature.name] = pa.array(scores, from_pandas=True)
-    return columns
+                scores[feature.name] = sources[feature.source].score(requests, of, asked).astype(np.float64)
+    return Nominations(nominated, scores)
 
 
 def _among(
@@ -171,7 +206,7 @@ class Scorer:
             split: which the impressions are of.
 
         Returns:
-            See `nominations`, [N] in the order of `impressions`.
+            See `Nominations.columns`, [N] in the order of `impressions`.
 
         Raises:
             InputError: a request of an impression is not among `ranking_requests`.
@@ -204,9 +239,8 @@ class Scorer:
             for some, requests in requests_by_day(self.corpus, statistics, at, arrays, inputs, queries):
                 own = mine[np.isin(place[mine] - begin, some)]
                 of = np.searchsorted(some, place[own] - begin)
-                parts.append(
-                    (own, nominations(self.sources, self.quotas, requests, of, rows[own], self.corpus.known))
-                )
+                made = nominations(self.sources, self.quotas, requests, of, rows[own], self.corpus.known)
+                parts.append((own, made.columns()))
         return scattered(impressions.num_rows, parts)
 
 

@@ -150,7 +150,8 @@ def compare_features(
             )
             rows = scorer.corpus.rows(pa.array(video_ids, scorer.corpus.video_ids.type))
             of = np.zeros(len(rows), np.int64)
-            served |= nominations(scorer.sources, scorer.quotas, seen, of, rows, scorer.corpus.known)
+            made = nominations(scorer.sources, scorer.quotas, seen, of, rows, scorer.corpus.known)
+            served |= made.columns()
         for name, stored_values in expected.items():
             values = served[name].to_pylist()
             tolerance = PRODUCT_TOLERANCE if scorer is not None and name in nominated else TOLERANCE

@@ -54,7 +54,7 @@ from watchnext.models.candidate_sources import (
 )
 from watchnext.models.final_score import FinalScore
 from watchnext.models.new_videos import embed_uploads
-from watchnext.models.nominations import nominated_inputs, nominations
+from watchnext.models.nominations import NOMINATED_BY, encoded_sets, nominated_inputs, nominations
 
 MAX_SLATE = 500
 
@@ -145,7 +145,7 @@ class Recommender:
     videos: "VideoTable" = field(repr=False)
     final_score: FinalScore
     _popularity: tuple[VideoStatistics, int, Popularity] | None = field(default=None, init=False, repr=False)
-    _standing: tuple[VideoStatistics, Arrays] | None = field(default=None, init=False, repr=False)
+    _standing: tuple[VideoStatistics, npt.NDArray[Any]] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def open(cls, bundle: Bundle) -> "Recommender":
@@ -199,15 +199,19 @@ class Recommender:
         )
 
     def __post_init__(self) -> None:
-        nominated = nominated_inputs(self.encoder)
-        self._features: tuple[Feature, ...] = features_named(
+        self._nominated = nominated_inputs(self.encoder)
+        self._source_sets = (
+            encoded_sets(self.encoder) if NOMINATED_BY in self._nominated else np.zeros((0, 0), np.int32)
+        )
+        features: tuple[Feature, ...] = features_named(
             [
                 spec.name
                 for spec in self.encoder.ranking_features
-                if spec.name not in nominated and not spec.training_only
+                if spec.name not in self._nominated and not spec.training_only
             ]
         )
-        self._nominated = bool(nominated)
+        self._alone = [one for one in features if one.of_video_alone]
+        self._of_request = [one for one in features if not one.of_video_alone]
         self._inputs = inputs_named([spec.name for spec in self.encoder.retrieval_features])
         # The last place is where row -1, a video that is not in the corpus, looks.
         self._places = np.append(self.videos.places(self.corpus.video_ids), -1)
@@ -411,29 +415,37 @@ class Recommender:
 
         `first` is that of `nominations`.
         """
-        standing = self._standing_on(statistics)
+        standing = self._standing_on(statistics).take(rows)
         videos = self.videos.videos(self._places[rows], video_ids, statistics)
-        moment = Moment(user, request, to_microseconds(request.at), videos)
-        columns = evaluate([one for one in self._features if not one.of_video_alone], moment)
+        columns = evaluate(self._of_request, Moment(user, request, to_microseconds(request.at), videos))
+        encoded = {name: standing[name] for name in standing.dtype.names or ()}
         if asked is not None and self._nominated:
             quotas = self.bundle.recommend["sources"]
             of = np.zeros(len(rows), np.int64)
-            columns |= nominations(self.sources, quotas, asked, of, rows, self.corpus.known, first)
-        return self.encoder.encode_ranking(columns, {name: array[rows] for name, array in standing.items()})
+            made = nominations(self.sources, quotas, asked, of, rows, self.corpus.known, first)
+            encoded |= made.encoded(self._nominated, self._source_sets)
+        return self.encoder.encode_ranking(columns, encoded)
 
-    def _standing_on(self, statistics: VideoStatistics) -> Arrays:
-        """Inputs that tell of a video alone, encoded, [num_videos + 1] each: made once, not for every request.
+    def _standing_on(self, statistics: VideoStatistics) -> npt.NDArray[Any]:
+        """Inputs that tell of a video alone, encoded, [num_videos + 1] by their names: made once, not for every request.
 
-        The last row is that of a video that is not in the corpus.
+        The inputs of one video lie beside each other, so that a request reads from one place in memory for each video, not
+        from a dozen. The last row is that of a video that is not in the corpus.
         """
         kept = self._standing
         if kept is None or kept[0] is not statistics:
             video_ids = pa.concat_arrays([self.corpus.video_ids, pa.nulls(1, self.corpus.video_ids.type)])
             videos = self.videos.videos(self._places, video_ids, statistics)
             moment = Moment(UserHistory(), RequestContext("", 0), 0, videos)
-            alone = [one for one in self._features if one.of_video_alone]
-            arrays = self.encoder.encode_some(evaluate(alone, moment), [one.name for one in alone])
-            self._standing = kept = (statistics, arrays)
+            arrays = self.encoder.encode_some(
+                evaluate(self._alone, moment), [one.name for one in self._alone]
+            )
+            beside = np.empty(
+                len(self._places), [(name, array.dtype, array.shape[1:]) for name, array in arrays.items()]
+            )
+            for name, array in arrays.items():
+                beside[name] = array
+            self._standing = kept = (statistics, beside)
         return kept[1]
 
     def nominations(
@@ -447,7 +459,8 @@ class Recommender:
         asked = self.requests(user, request, statistics)
         rows = self.corpus.rows(_ids(video_ids, self.corpus))
         of = np.zeros(len(rows), np.int64)
-        return nominations(self.sources, self.bundle.recommend["sources"], asked, of, rows, self.corpus.known)
+        quotas = self.bundle.recommend["sources"]
+        return nominations(self.sources, quotas, asked, of, rows, self.corpus.known).columns()
 
     def embed(self, user: UserHistory, request: RequestContext) -> npt.NDArray[np.float32]:
         """The query embedding of a user at a request, float32 [1, D]."""
@@ -474,6 +487,7 @@ class VideoTable:
         if "topics" in known:
             self._table["topics"], self._topic_codes = with_topic_codes(self._table["topics"])
         self._topics = list(self._topic_codes)  # they are in the order of their codes
+        self._columns = {name: self._lookup(column) for name, column in self._table.items()}
         ids = self._table["video_id"]
         self._by_id = Vocabulary("video", ids, np.zeros(len(ids), np.int64))
 
@@ -509,28 +523,39 @@ class VideoTable:
         """
         places = {video_id: self._by_id.index_of(video_id) - 1 for video_id in video_ids}
         known = [video_id for video_id, place in places.items() if place >= 0]
-        taken = pa.array([places[video_id] for video_id in known], pa.int64())
+        taken = np.array([places[video_id] for video_id in known], np.int64)
         # Rows of a large table lie anywhere in memory: each column that is not read counts.
         read = [name for name in self._table if name != "video_id" and (names is None or name in names)]
-        columns = [self._to_list(self._table[name].take(taken)) for name in read]
+        columns = [self._columns[name](taken) for name in read]
         facts = {video_id: VideoFacts(video_id) for video_id, place in places.items() if place < 0}
         for video_id, *row in zip(known, *columns, strict=True):
             facts[video_id] = VideoFacts(video_id, **dict(zip(read, row, strict=True)))
         return facts
 
-    def _to_list(self, column: pa.Array) -> list[Any]:
-        """`to_pylist`, of numbers and of lists of topics in a fraction of its time."""
+    def _lookup(self, column: pa.Array) -> Callable[[npt.NDArray[np.int64]], list[Any]]:
+        """What gives the values in some rows of a column: of numbers and of lists of topics without asking Arrow, which
+        takes many times as long for a few rows of a large table."""
         if pa.types.is_list(column.type) and pa.types.is_dictionary(column.type.value_type):
-            topics, codes = self._topics, column.values.indices.to_numpy(zero_copy_only=False).tolist()
-            ends = column.offsets.to_numpy().tolist()
-            return [
-                [topics[code] for code in codes[begin:end]] if is_known else None
-                for begin, end, is_known in zip(ends, ends[1:], column.is_valid().to_pylist(), strict=False)
-            ]
+            ends = column.offsets.to_numpy()
+            codes = column.values.indices.to_numpy(zero_copy_only=False)
+            is_null = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
+            topics = self._topics
+
+            def lists(places: npt.NDArray[np.int64]) -> list[Any]:
+                begins = zip(ends[places].tolist(), ends[places + 1].tolist(), strict=True)
+                found: list[Any] = [
+                    [topics[code] for code in codes[begin:end].tolist()] for begin, end in begins
+                ]
+                if is_null is not None:
+                    for place in np.flatnonzero(is_null[places]).tolist():
+                        found[place] = None
+                return found
+
+            return lists
         if pa.types.is_primitive(column.type) and column.null_count == 0:
-            numbers: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
-            return numbers
-        return list(column.to_pylist())
+            numbers = column.to_numpy(zero_copy_only=False)
+            return lambda places: list(numbers[places].tolist())
+        return lambda places: list(column.take(pa.array(places)).to_pylist())
 
 
 def as_sources_see(

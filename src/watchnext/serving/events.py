@@ -56,7 +56,7 @@ def key_of(table: EventTable, row: Mapping[str, Any]) -> tuple[Any, ...]:
     >>> key_of("searches", {"searched_at": 7, "query": "piano"})
     (7,)
     """
-    return tuple(row[name] for name in _KEYS[table])
+    return tuple(map(row.__getitem__, _KEYS[table]))
 
 
 def id_of(table: EventTable, row: Mapping[str, Any]) -> str:
@@ -73,11 +73,10 @@ def rows_of(events: Iterable[Event]) -> dict[str, list[dict[str, Any]]]:
 
     An impression that a watch names as its page is clicked, and has the watch time of that watch (of several: their sum).
     """
-    chosen: dict[EventTable, dict[tuple[Any, ...], dict[str, Any]]] = {table: {} for table in EVENT_TABLES}
+    chosen: dict[EventTable, dict[tuple[Any, ...], Mapping[str, Any]]] = {table: {} for table in EVENT_TABLES}
     user_id = None
     for event in events:
-        user_id = event.user_id
-        row = dict(event.row)
+        user_id, row = event.user_id, event.row
         of_table, key = chosen[event.table], key_of(event.table, row)
         known = of_table.get(key)
         if known is None or _rank(event.table, row) > _rank(event.table, known):
@@ -90,7 +89,7 @@ def rows_of(events: Iterable[Event]) -> dict[str, list[dict[str, Any]]]:
     for page, watch_time_s in clicks.items():
         shown = chosen["impressions"].get(page)
         if shown is not None and not shown["clicked"]:
-            shown.update(clicked=True, watch_time_s=watch_time_s)
+            chosen["impressions"][page] = {**shown, "clicked": True, "watch_time_s": watch_time_s}
     return {
         # In their own order, in which a history takes them without moving what it has.
         table: [{"user_id": user_id, **row} for row in sorted(rows.values(), key=itemgetter(_ORDER[table]))]

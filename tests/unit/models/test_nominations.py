@@ -232,6 +232,10 @@ def test_serving_makes_the_inputs_that_the_pipeline_makes(
                     assert ours is None or ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
                     compared += ours is not None
         assert np.isfinite(recommender.rank(history, request, videos, statistics)).all()
+        # A server encodes them without a column of names in between.
+        inputs = recommender.inputs(history, request, videos, statistics)
+        for name, encoded in recommender.encoder.encode_some(found, names).items():
+            np.testing.assert_array_equal(inputs[name], encoded, strict=True)
     assert compared > 400
 
 
