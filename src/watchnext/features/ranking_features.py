@@ -164,8 +164,9 @@ class Videos:
         topic_codes: Mapping[str, int],
     ) -> None:
         self._table = table
+        self._places = places
         unknown = places < 0
-        self._places = pa.array(places, mask=unknown) if unknown.any() else pa.array(places)
+        self._unknown = unknown if unknown.any() else None
         self._statistics = statistics
         self.id_column = ids
         self.topic_codes = topic_codes
@@ -186,10 +187,23 @@ class Videos:
 
     def column(self, name: str) -> pa.Array:
         """[N] of a column of the table; null where it is not known."""
-        return self._table[name].take(self._places) if name in self._table else pa.nulls(len(self))
+        if name not in self._table:
+            return pa.nulls(len(self))
+        return self._table[name].take(pa.array(self._places, mask=self._unknown))
+
+    def _plain(self, name: str) -> npt.NDArray[Any] | None:
+        """[N] of a column of numbers that are all known; None for another one. To ask Arrow takes many times as long."""
+        column = self._table.get(name)
+        if column is None or column.null_count or self._unknown is not None:
+            return None
+        is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        return column.to_numpy()[self._places] if is_number else None
 
     def numbers(self, name: str) -> npt.NDArray[np.float64]:
         """float64 [N] of a column of numbers; NaN where it is not known. Instants in microseconds are exact."""
+        plain = self._plain(name)
+        if plain is not None:
+            return plain.astype(np.float64)
         column = self.column(name).cast(pa.float64())
         return column.fill_null(np.nan).to_numpy() if column.null_count else column.to_numpy()
 
@@ -203,20 +217,27 @@ class Videos:
 
     @cached_property
     def channel_ids(self) -> list[Id | None]:
-        return _to_list(self.channel_column)
+        plain = self._plain("channel_id")
+        return _to_list(self.channel_column) if plain is None else list(plain.tolist())
+
+    @property
+    def has_channel(self) -> npt.NDArray[np.bool_]:
+        """bool [N]: whether its channel is known."""
+        if self._plain("channel_id") is not None:
+            return np.ones(len(self), bool)
+        return self.channel_column.is_valid().to_numpy(zero_copy_only=False)
 
     @cached_property
     def topics(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Every topic of the videos, one after the other: int64 [M] which video, and [M] its code."""
+        """Every topic of the videos, one after the other: int64 [M] which video, ascending, and [M] its code."""
         lists = self._table.get("topics")
         if lists is None or not pa.types.is_list(lists.type) or len(lists) == 0:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        places = self._places.fill_null(0).to_numpy()
         # By where each list begins and ends: to take lists out of a large table costs far more.
         ends = lists.offsets.to_numpy()
-        begins, sizes = ends[places].astype(np.int64), ends[places + 1] - ends[places]
-        if lists.null_count or self._places.null_count:
-            sizes[lists.take(self._places).is_null().to_numpy(zero_copy_only=False)] = 0
+        begins, sizes = ends[self._places].astype(np.int64), ends[self._places + 1] - ends[self._places]
+        if self._unknown is not None:
+            sizes[self._unknown] = 0
         owner = np.repeat(np.arange(len(self)), sizes)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         codes = lists.values.indices.to_numpy()
@@ -237,11 +258,13 @@ class Videos:
 
 
 def with_topic_codes(topics: pa.Array) -> tuple[pa.Array, dict[str, int]]:
-    """Lists of topics as lists of codes, and which topic has which."""
+    """Lists of topics as lists of codes, a null being as long as an empty one, and which topic has which."""
     if not pa.types.is_list(topics.type):
         return topics, {}
-    values = topics.values.cast(pa.string()).dictionary_encode()
-    coded = pa.ListArray.from_arrays(topics.offsets, values, mask=topics.is_null())
+    values = topics.flatten().cast(pa.string()).dictionary_encode()
+    sizes = topics.value_lengths().fill_null(0).to_numpy()
+    offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
+    coded = pa.ListArray.from_arrays(offsets, values, mask=topics.is_null())
     return coded, {topic: code for code, topic in enumerate(values.dictionary.to_pylist())}
 
 
@@ -312,10 +335,12 @@ class Moment:
             if code is not None:
                 watches[code], last_at[code] = number, instant
         owner, code_of = self.videos.topics
-        most, latest = np.full((2, len(self.videos)), -np.inf)
-        np.maximum.at(most, owner, watches[code_of])
-        np.maximum.at(latest, owner, last_at[code_of])
-        return np.where(most >= 0, most, np.nan), np.where(latest > -np.inf, latest, np.nan)
+        most, latest = np.full((2, len(self.videos)), np.nan)
+        firsts = np.flatnonzero(np.diff(owner, prepend=-1))
+        some = owner[firsts]
+        most[some] = np.maximum.reduceat(watches[code_of], firsts)
+        latest[some] = np.maximum.reduceat(last_at[code_of], firsts)
+        return most, np.where(latest > -np.inf, latest, np.nan)
 
 
 @dataclass(frozen=True)
@@ -689,9 +714,7 @@ FEATURES: tuple[Feature, ...] = (
         expression=lambda row: row.channel_id.notnull().ifelse(
             row[_WATCHES_OF_CHANNEL.column].cast("float64"), ibis.null("float64")
         ),
-        evaluate=lambda moment: np.where(
-            moment.videos.channel_column.is_valid(), moment.watches_of_channels[0], np.nan
-        ),
+        evaluate=lambda moment: np.where(moment.videos.has_channel, moment.watches_of_channels[0], np.nan),
         reads=(_WATCHES_OF_CHANNEL,),
         needs=("videos.channel_id",),
     ),

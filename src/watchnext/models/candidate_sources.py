@@ -343,12 +343,15 @@ class CoWatched(PerRequest):
 
     def candidates(self, requests: Requests, number: int, k: int) -> tuple[Ints, Floats]:
         """See `PerRequest.candidates`."""
-        del k
         found, scores = summed = self._summed(requests.history[number])
         if len(requests) == 1:
             requests.kept[self] = summed
-        some = (found >= 0) & (scores > 0)
+        some = (found >= 0) & (scores > 0) & (self.corpus.uploaded[found] < requests.at[number])
         found, scores = found[some], scores[some]
+        if 0 < k < len(scores):
+            # Those that are as good as the last of the best k are sorted, not all.
+            best = scores >= np.partition(scores, -k)[-k]
+            found, scores = found[best], scores[best]
         order = np.argsort(-scores, kind="stable")
         return found[order], scores[order]
 
@@ -528,7 +531,9 @@ class Channels(PerRequest):
         """See `PerRequest.candidates`."""
         popularity = requests.popularity
         ordered, begins = popularity.channel_order
-        channels, share = self._shares(requests.history[number])
+        channels, share = shares = self._shares(requests.history[number])
+        if len(requests) == 1:
+            requests.kept[self] = shares
         # Of one channel none but its first k can be among the best k.
         parts = [ordered[begins[one] : begins[one + 1]][:k] for one in channels]
         sizes = [len(part) for part in parts]
@@ -545,8 +550,24 @@ class Channels(PerRequest):
         """See `Retriever.score`: 0 for another channel; NaN for a video without one, and for users without watches."""
         popularity = requests.popularity
         channel = np.where(rows >= 0, self.corpus.channels[rows], -1)
+        share = self._share_of(requests, of, channel)
+        total = popularity.channel_rate_or_one[channel]
+        there = _there(self.corpus, requests, of, rows) & (channel >= 0) & ~np.isnan(share)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = np.where(share > 0, share * popularity.rate[rows] / total, 0.0)
+        return np.where(there, np.nan_to_num(value), np.nan).astype(np.float32)
+
+    def _share_of(self, requests: Requests, of: Ints, channel: Ints) -> npt.NDArray[np.float64]:
+        """[N] share of the watches of the requests `of` that are of these channels, -1: none; NaN without watches."""
+        if len(requests) == 1:
+            found, shares = requests.kept.get(self) or self._shares(requests.history[0])
+            if len(found) == 0:
+                return np.full(len(channel), np.nan)
+            ascending = np.argsort(found)
+            place = ascending[np.minimum(found[ascending].searchsorted(channel), len(found) - 1)]
+            return np.where(found[place] == channel, shares[place], 0.0)
         # The channels of all requests' watches at once, as sorted keys: one by one they would take most of the time.
-        base = len(popularity.channel_rate) + 1
+        base = len(requests.popularity.channel_rate) + 1
         number, place = np.nonzero(requests.history > 0)
         watched = self.corpus.channels[requests.history[number, place] - 1]
         number, watched = number[watched >= 0], watched[watched >= 0]
@@ -557,11 +578,7 @@ class Channels(PerRequest):
         wanted = np.asarray(of, np.int64) * base + channel
         place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         share = np.where((keys[place] == wanted) & (channel >= 0), shares[place], 0.0)
-        total = popularity.channel_rate_or_one[channel]
-        there = _there(self.corpus, requests, of, rows) & (channel >= 0) & (total_watches[of] > 0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = np.where(share > 0, share * popularity.rate[rows] / total, 0.0)
-        return np.where(there, np.nan_to_num(value), np.nan).astype(np.float32)
+        return np.where(total_watches[of] > 0, share, np.nan)
 
     def _shares(self, history: npt.NDArray[np.int32]) -> tuple[Ints, Floats]:
         """The channels of a history, the most watched first, and their shares of its watches that have a channel."""
@@ -632,7 +649,9 @@ class Tower:
         valid = (found >= 0) & (found < len(self._rows)) & np.isfinite(values)
         place = np.where(valid, found, 0)
         corpus_rows = self._rows[place]
-        valid &= (corpus_rows >= 0) & self._seen[place]
+        valid &= corpus_rows >= 0
+        if self._unseen:
+            valid &= self._seen[place]
         if len(self._added):
             queries = requests.queries[asked]
             values = np.concatenate([np.where(valid, values, -np.inf), queries @ self._added.T], axis=1)

@@ -106,11 +106,8 @@ class Nominations:
         """Of these inputs those that are made here, as an encoder makes them of `columns`; `sets` is its `encoded_sets`."""
         arrays: Arrays = {name: self.scores[name].astype(np.float32) for name in names if name in self.scores}
         if NOMINATED_BY in names:
-            arrays[NOMINATED_BY] = sets[self.by @ _BITS]
+            arrays[NOMINATED_BY] = sets[np.packbits(self.by, axis=1, bitorder="little")[:, 0]]
         return arrays
-
-
-_BITS = 1 << np.arange(len(SOURCES))
 
 
 def encoded_sets(encoder: Encoder) -> npt.NDArray[np.int32]:
@@ -118,7 +115,8 @@ def encoded_sets(encoder: Encoder) -> npt.NDArray[np.int32]:
 
     Set number s has the source at place p if bit p of s is set.
     """
-    members = (np.arange(2 ** len(SOURCES))[:, None] & _BITS) > 0
+    numbers = np.arange(2 ** len(SOURCES), dtype=np.uint8)
+    members = np.unpackbits(numbers[:, None], axis=1, bitorder="little").astype(bool)[:, : len(SOURCES)]
     return encoder.encode_some({NOMINATED_BY: _names_of(members)}, [NOMINATED_BY])[NOMINATED_BY]
 
 
@@ -174,8 +172,9 @@ def _among(
 ) -> npt.NDArray[np.bool_]:
     """Which `rows` [N] are among the best candidates [B, any] of their requests `of` [N]."""
     if len(best) == 1:
-        first = set(best[0].tolist())
-        return np.array([row in first for row in rows.tolist()], bool)
+        ascending = np.sort(best[0])
+        place = np.minimum(ascending.searchsorted(rows), len(ascending) - 1)
+        return ascending[place] == rows
     return (best[of] == rows[:, None]).any(axis=1)
 
 

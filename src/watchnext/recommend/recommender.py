@@ -339,9 +339,9 @@ class Recommender:
         order = ranked[ranks]
         scores: dict[int, dict[str, float]] = {rows[place]: {} for place in order}
         for name, (found, values) in named.items():
-            for row, score in zip(found.tolist(), values.tolist(), strict=True):
-                if row in scores:
-                    scores[row][name] = score
+            of_source = dict(zip(found.tolist(), values.tolist(), strict=True))
+            for row in scores.keys() & of_source.keys():
+                scores[row][name] = of_source[row]
         videos = tuple(
             Recommendation(
                 self.row_to_video[rows[place]],
