@@ -194,10 +194,14 @@ class Videos:
     def _plain(self, name: str) -> npt.NDArray[Any] | None:
         """[N] of a column of numbers that are all known; None for another one. To ask Arrow takes many times as long."""
         column = self._table.get(name)
-        if column is None or column.null_count or self._unknown is not None:
+        if column is None or not self._is_known(column):
             return None
         is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
         return column.to_numpy()[self._places] if is_number else None
+
+    def _is_known(self, column: pa.Array) -> bool:
+        """Whether each of the videos has a value in a column of the table, since all that there are have."""
+        return column.null_count == 0 and self._unknown is None
 
     def numbers(self, name: str) -> npt.NDArray[np.float64]:
         """float64 [N] of a column of numbers; NaN where it is not known. Instants in microseconds are exact."""
@@ -223,7 +227,7 @@ class Videos:
     @property
     def has_channel(self) -> npt.NDArray[np.bool_]:
         """bool [N]: whether its channel is known."""
-        if self._plain("channel_id") is not None:
+        if "channel_id" in self._table and self._is_known(self._table["channel_id"]):
             return np.ones(len(self), bool)
         return self.channel_column.is_valid().to_numpy(zero_copy_only=False)
 
@@ -239,9 +243,8 @@ class Videos:
         if self._unknown is not None:
             sizes[self._unknown] = 0
         owner = np.repeat(np.arange(len(self)), sizes)
-        within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        codes = lists.values.indices.to_numpy()
-        return owner, codes[begins[owner] + within].astype(np.int64)
+        places = np.arange(len(owner)) + np.repeat(begins - (np.cumsum(sizes) - sizes), sizes)
+        return owner, lists.values.indices.to_numpy()[places].astype(np.int64)
 
     @cached_property
     def counts(self) -> dict[str, npt.NDArray[np.int64]]:

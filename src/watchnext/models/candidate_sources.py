@@ -14,7 +14,7 @@ and how popular videos were over the complete days before: nothing at or after t
 """
 
 import datetime
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +91,17 @@ class Corpus:
     def rows(self, video_ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
         """[N] ids -> int64 [N] rows; -1 for a video that is not in the corpus."""
         return self.ids.lookup(video_ids).astype(np.int64) - 1
+
+    def rows_of(self, video_ids: Iterable[Any]) -> npt.NDArray[np.int64]:
+        """`rows` of a few ids of whatever type, ascending and each once; without those that are not in the corpus."""
+        rows = {self.ids.index_of(one) - 1 for one in video_ids}
+        return np.array(sorted(rows - {-1}), np.int64)
+
+    def ids_of(self, rows: npt.NDArray[np.int64]) -> pa.Array:
+        """[N] rows -> their ids; of numbers without asking Arrow, which takes many times as long for a few rows."""
+        if pa.types.is_integer(self.video_ids.type):
+            return pa.array(self.video_ids.to_numpy()[rows])
+        return self.video_ids.take(pa.array(rows))
 
     @cached_property
     def row_to_video(self) -> list[Any]:

@@ -298,8 +298,7 @@ class Recommender:
         watch = StopWatch()
         filtered = excluded_videos(user, request, self.bundle.recommend["exclude"])
         asked = self.requests(user, request, statistics)
-        banned = self.corpus.rows(_ids({*exclude, *filtered}, self.corpus))
-        banned = np.unique(banned[banned >= 0])
+        banned = self.corpus.rows_of({*exclude, *filtered})
         watch.lap("tower")
 
         quotas = {
@@ -327,7 +326,7 @@ class Recommender:
             return Slate((), personal, 0, watch.laps_ms)
         best = {name: found for name, (found, _) in first.items()}
         places = np.array(rows)
-        video_ids = self.corpus.video_ids.take(pa.array(places))
+        video_ids = self.corpus.ids_of(places)
         arrays = self._inputs_of(user, request, places, video_ids, statistics, asked, best)
         watch.lap("features")
         expected = self.ranker(arrays)["expected_watch_time_s"].astype(np.float64)
@@ -339,9 +338,9 @@ class Recommender:
         order = ranked[ranks]
         scores: dict[int, dict[str, float]] = {rows[place]: {} for place in order}
         for name, (found, values) in named.items():
-            of_source = dict(zip(found.tolist(), values.tolist(), strict=True))
-            for row in scores.keys() & of_source.keys():
-                scores[row][name] = of_source[row]
+            at, which = np.nonzero(found[:, None] == places[order])
+            for place, score in zip(order[which].tolist(), values[at].tolist(), strict=True):
+                scores[rows[place]][name] = score
         videos = tuple(
             Recommendation(
                 self.row_to_video[rows[place]],
