@@ -55,10 +55,10 @@ def test_ten_times_the_examples_take_no_more_memory(world_features, tmp_path):
         assert [path.name for path in (folder / "out").iterdir() if "shards" in path.name] == []
         return told["peak_mb"]
 
-    few, times_ten = peak_mb(40_000, 20_000), peak_mb(400_000, 20_000)
-    in_memory = peak_mb(400_000, 1_000_000)
+    few, times_ten = peak_mb(20_000, 10_000), peak_mb(200_000, 10_000)
+    in_memory = peak_mb(200_000, 1_000_000)
     assert times_ten < few + 60
-    assert in_memory > few + 180
+    assert in_memory > few + 150
 
 
 ARRAYS = {

@@ -28,7 +28,10 @@ from watchnext.errors import InputError
 pytestmark = pytest.mark.spark
 
 ROOT = Path(__file__).parents[2]
-LONG_S = 600.0
+LONG_S = 1_000.0
+
+STARTED: list[subprocess.Popen[str]] = []
+"""Stages; Java, which each of them runs, ends with it."""
 
 
 def write_logs(directory: Path) -> None:
@@ -65,6 +68,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     try:
         yield directory
     finally:
+        for process in STARTED:  # those that a test gave up on
+            process.kill()
+            process.wait()
         left = [one.process() for one in find(directory).daemons]
         assert cluster.down(directory / CLUSTER_DIR) >= 1
         assert not any(process and process.is_running() for process in left)
@@ -93,7 +99,7 @@ def engine_of(work: Path, **spark_conf: Any) -> EngineParams:
 
 
 def start(work: Path, name: str, engine: EngineParams, *stages: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [
             *(sys.executable, str(Path(__file__).with_name("on_cluster.py"))),
             *(str(work), name, engine.model_dump_json(), *stages),
@@ -103,6 +109,8 @@ def start(work: Path, name: str, engine: EngineParams, *stages: str) -> subproce
         stderr=subprocess.PIPE,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

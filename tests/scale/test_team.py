@@ -70,7 +70,7 @@ def test_two_machines_promote_against_one_registry(
 def prune_and_fetch_again(registry: Registry, team: Team, name: str, loser: int) -> None:
     """Of all three bundles the one without an alias goes, and comes again, as a damaged one does; the last copy stays.
 
-    Meant to fail where roles, or the server's files, are not asked for, and where a copy is taken as it is.
+    Seen to fail where roles are not asked for. Meant to, where the server's files are not, or a copy is taken as it is.
     """
     paths = {number: registry.bundle(registry.version(name, number)).path for number in (1, 2, 3)}
     would = registry.prune_downloads(dry_run=True)

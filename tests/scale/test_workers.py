@@ -85,7 +85,7 @@ def test_two_workers_end_within_noise_of_one_with_the_doubled_batch(of_two):
 def test_workers_begin_with_the_weights_of_an_earlier_training(of_two):
     """Each has all of them, by ids; after steps that are next to nothing the model is that of before.
 
-    Meant to fail where they begin at random.
+    Seen to fail where they begin at random.
     """
     first, second = of_two
     assert first["digests"] == second["digests"]

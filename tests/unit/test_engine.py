@@ -145,3 +145,9 @@ def test_spark_reads_and_writes_the_same_table(stored: Path, tmp_path: Path) -> 
         assert pa.concat_tables(tables)["x"].to_pylist() == [None, 1, 3] * 2
         assert engine.write(table, out, sort_by=["x"]) == 3
         assert engine.read(out).count().execute() == 3
+        broken = engine.backend.sql("SELECT CAST(raise_error('on purpose') AS INT) AS x")
+        with pytest.raises(Exception, match="on purpose"):
+            engine.write(broken, tmp_path / "broken", sort_by=["x"])
+        jobs = engine.backend._session.sparkContext
+        assert jobs.getLocalProperty("spark.job.description") is None, "what comes next is called by it"
+        assert not list((tmp_path / "broken").iterdir())
