@@ -3,9 +3,11 @@
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +18,7 @@ from redis_process import RedisProcess
 from watchnext.features.history import UserHistory
 from watchnext.features.ranking_features import VideoFacts
 from watchnext.recommend.state import UserFacts
+from watchnext.serving import user_store
 from watchnext.serving.events import Event, history_of, id_of
 from watchnext.serving.stores import is_redis, open_store
 from watchnext.serving.user_store import UserStore
@@ -225,6 +228,38 @@ def test_what_is_forgotten_is_gone(store: UserStore, place: str, tmp_path: Path)
     assert b"unforgettable" in kept
     assert b"confidential" not in kept
     assert b"Atlantis" not in kept
+
+
+def test_the_log_of_writes_is_moved_into_the_file_aside_from_requests(tmp_path: Path) -> None:
+    """SQLite itself would not begin before ten thousand pages (`_LOG_PAGES`)."""
+    store = open_store(str(tmp_path / "users.db"))
+    store.add([search("7", "what stands in the log", NOW)])
+    until = time.monotonic() + 60.0
+    while b"what stands in the log" not in (tmp_path / "users.db").read_bytes():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    store.close()
+
+
+def test_who_cannot_be_forgotten_altogether_yet_is_not_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who reads keeps the log of writes from being emptied, and there the deleted rows stand."""
+    monkeypatch.setattr(user_store, "_EMPTIED_WITHIN_S", 0.0)
+    path = tmp_path / "users.db"
+    first = open_store(str(path))
+    first.add([search("7", "confidential", NOW)])
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM events").fetchone() == (1,)
+    with pytest.raises(user_store.StoreUnavailableError, match="is being read"):
+        first.forget("7")
+    reader.close()
+    again = open_store(str(path))
+    assert again.forget("7") == 0
+    assert b"confidential" not in b"".join(one.read_bytes() for one in tmp_path.iterdir())
+    again.close()
+    first.close()
 
 
 def test_threads_and_openings_at_once_lose_nothing(store: UserStore, reopen: Callable[[], UserStore]) -> None:

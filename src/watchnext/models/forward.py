@@ -75,15 +75,16 @@ class Table:
 
     def pooled(self, bags: npt.NDArray[np.int32], how: str) -> Floats:
         """[rows, length] -> [rows, dim]: mean, sum or maximum over the known ids of each bag."""
+        bags = np.ascontiguousarray(bags.T)  # sums over the first axis run through memory in its order
         known = bags > 0
         if how == "max":
-            highest = np.where(known[:, :, None], self._weights[bags], -np.inf).max(axis=1, initial=-np.inf)
+            highest = np.where(known[:, :, None], self._weights[bags], -np.inf).max(axis=0, initial=-np.inf)
             return np.where(np.isfinite(highest), highest, np.float32(0.0))
         # Padding stands at the end of nearly all bags: it is not read.
-        longest = int(np.flatnonzero(known.any(axis=0)).max(initial=-1)) + 1
-        total = self._weights[bags[:, :longest]].sum(axis=1)
+        longest = int(np.flatnonzero(known.any(axis=1)).max(initial=-1)) + 1
+        total = self._weights[bags[:longest]].sum(axis=0)
         if how == "mean":
-            total /= np.maximum(known.sum(axis=1, dtype=np.float32), 1.0)[:, None]
+            total /= np.maximum(known[:longest].sum(axis=0, dtype=np.float32), 1.0)[:, None]
         return total
 
 
@@ -143,8 +144,11 @@ class _Side:
         self._continuous = [spec["name"] for spec in plan["features"] if spec["kind"] == "continuous"]
         self._blocks = (4 if powers else 2) if self._continuous else 0
         if self._continuous:
-            self._table = padded_intervals(plan["boundaries"])
-            self._edges = [np.ascontiguousarray(edges) for edges in self._table[:, :, 0]]
+            table = padded_intervals(plan["boundaries"])
+            self._edges = [np.ascontiguousarray(edges) for edges in table[:, :, 0]]
+            # A column lies together over all features: what is found in it is taken by one index.
+            self._columns = [np.ascontiguousarray(table[:, :, column]).ravel() for column in range(6)]
+            self._begins = np.arange(len(table))[:, None] * table.shape[1]
         self._weighted = [tuple(pair) for pair in plan["id_weights"]]
         self._id_weights = id_weights
         self.width = sum(table.dim for _, _, table in self._embedded) + self._blocks * len(self._continuous)
@@ -173,15 +177,22 @@ class _Side:
     def _normalized(self, values: Floats) -> Floats:
         """[num_features, rows], NaN = missing -> the same shape, in [0, 1), NaN where missing."""
         missing = np.isnan(values)
-        x = np.clip(np.where(missing, np.float32(0.0), values), -LARGEST, LARGEST, dtype=np.float32)
-        found = np.stack([edges.searchsorted(row) for edges, row in zip(self._edges, x, strict=True)])
-        edge, at_edge, below, width, start, rise = np.moveaxis(
-            self._table[np.arange(len(x))[:, None], found], -1, 0
-        )
-        place = np.where(x == edge, at_edge, start + (x - below) / width * rise)
-        place = np.minimum(place, np.float32(BELOW_ONE))
-        place[missing] = np.nan
-        return place
+        x = np.where(missing, np.float32(0.0), values)
+        np.clip(x, -LARGEST, LARGEST, out=x)
+        found = np.empty(x.shape, np.intp)
+        for place, edges in enumerate(self._edges):
+            found[place] = edges.searchsorted(x[place])
+        found += self._begins
+        edge, at_edge, below, width, start, rise = (column[found] for column in self._columns)
+        is_edge = x == edge
+        x -= below
+        x /= width
+        x *= rise
+        x += start
+        np.copyto(x, at_edge, where=is_edge)
+        np.minimum(x, np.float32(BELOW_ONE), out=x)
+        x[missing] = np.nan
+        return x
 
     def id_logits(self, arrays: Arrays) -> Floats | None:
         """[rows] what the side's ids add to the logit, see `ranking.IdWeights`; None: they add nothing."""

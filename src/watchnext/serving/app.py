@@ -119,7 +119,7 @@ def make_app(
             monitor.shown(answered, body.context.model_dump())
         metrics.answered(answered)
         began = time.perf_counter()
-        response = JSONResponse(messages.told(answered))
+        response = Response(messages.told_as_json(answered), media_type="application/json")
         request.state.told = {
             "slate": answered.request_id,
             "version": answered.served.version.number,

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, StringConstraints
+from pydantic_core import to_json
 
 from watchnext.features.history import end_of_watch, to_microseconds
 from watchnext.recommend.recommender import MAX_SLATE
@@ -324,6 +325,11 @@ def told(answer: Answer) -> dict[str, Any]:
         "arm": answer.arm,
         "degraded": answer.degraded,
     }
+
+
+def told_as_json(answer: Answer) -> bytes:
+    """A `RecommendResponse`: by what takes a seventh of the time of `json`, which counts at each request."""
+    return to_json(told(answer), inf_nan_mode="null")
 
 
 def _iso(instant: int | datetime.datetime | None) -> str | None:

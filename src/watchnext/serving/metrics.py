@@ -1,5 +1,7 @@
 """What a server tells Prometheus. Each server has a registry of its own, so that two in one process do not mix."""
 
+import functools
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -54,6 +56,11 @@ class Metrics:
         self._events = Counter(
             "watchnext_events", "events by what became of them", ("outcome",), registry=self._registry
         )
+        # Looked up once each: `labels` takes longer than to count.
+        self._requests_of = functools.cache(self._requests.labels)
+        self._seconds_of = functools.cache(self._seconds.labels)
+        self._seconds_of_step = functools.cache(self._steps.labels)
+        self._slates_of = functools.cache(self._slates.labels)
         self._version = Gauge(
             "watchnext_champion_version",
             "number of the version that answers; 0: none",
@@ -139,15 +146,15 @@ class Metrics:
     def request(self, path: str, method: str, status: int, took_s: float) -> None:
         """Count a request. `path` is a route, so that clients cannot make up labels."""
         known = method if method in ("GET", "POST", "HEAD", "OPTIONS") else "other"
-        self._requests.labels(path, known, str(status)).inc()
-        self._seconds.labels(path).observe(took_s)
+        self._requests_of(path, known, str(status)).inc()
+        self._seconds_of(path).observe(took_s)
 
     def answered(self, answer: Answer) -> None:
         """Count a slate."""
-        self._slates.labels(str(answer.served.version.number), str(bool(answer.degraded)).lower()).inc()
+        self._slates_of(str(answer.served.version.number), str(bool(answer.degraded)).lower()).inc()
         self._drawn.inc(answer.is_drawn)
         for step, took_ms in answer.step_ms.items():
-            self._steps.labels(step).observe(took_ms / 1000.0)
+            self._seconds_of_step(step).observe(took_ms / 1000.0)
 
     def took_events(self, accepted: int, duplicates: int) -> None:
         """Count events."""

@@ -26,6 +26,10 @@ _LAYOUT = 2
 _LAYOUTS = (1, 2)
 """That are read; the first has no table of videos yet."""
 _ROWS_AT_ONCE = 500
+_EMPTIED_WITHIN_S = 10.0
+_CHECKPOINT_S = 1.0
+_LOG_PAGES = 10_000
+"""So many pages of the log of writes, 40 MB, whoever writes moves into the file himself."""
 
 
 class StoreUnavailableError(Exception):
@@ -136,6 +140,8 @@ class SqliteUserStore:
         self._opening = threading.Lock()
         self._writing = threading.Lock()
         self._file: tuple[int, int] | None = None
+        self._closed = threading.Event()
+        self._moving: threading.Thread | None = None
         # Somebody who holds the file's lock keeps others from writing alone.
         self._reads = Patience(str(path), sqlite3.Error, OSError)
         self._writes = Patience(str(path), sqlite3.Error, OSError)
@@ -215,8 +221,15 @@ class SqliteUserStore:
             with self._transaction() as connection:
                 connection.execute("DELETE FROM users WHERE user_id = ?", (user_id,))
                 forgotten = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
-            # Out of the log of writes too, where it would stand until others have overwritten it.
-            self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            # Out of the log of writes too, where it would stand until others have overwritten it. While somebody else
+            # moves its pages, SQLite does not wait but says so.
+            until = time.monotonic() + _EMPTIED_WITHIN_S
+            while self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() > until:
+                    raise sqlite3.OperationalError(
+                        "the log of writes, where what was deleted still stands, is being read"
+                    )
+                time.sleep(0.01)
         return forgotten
 
     def user_ids(self, at_most: int) -> list[str]:
@@ -260,6 +273,9 @@ class SqliteUserStore:
         return max([revision, *(row[2] for row in rows)]), {row[0]: row[1] for row in rows}
 
     def close(self) -> None:
+        self._closed.set()
+        if self._moving is not None:
+            self._moving.join()
         with self._opening:
             for connection in self._opened:
                 connection.close()
@@ -284,16 +300,31 @@ class SqliteUserStore:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA secure_delete = ON")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
             with self._opening:
                 self._opened.append(connection)
             self._local.connection = connection
         return connection
+
+    def _move(self) -> None:
+        """Move what was written from the log of writes into the file, until the store is closed.
+
+        SQLite would do it within the write that fills a thousand pages, and that request would wait for a thousand others'.
+        """
+        while not self._closed.wait(_CHECKPOINT_S):
+            try:
+                self._connection().execute("PRAGMA wal_checkpoint(PASSIVE)")
+            except (OSError, sqlite3.Error):
+                continue  # whoever reads or writes is told
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         connection = self._connection()
         # Threads of this process queue here, in turn; SQLite makes them poll.
         with self._writing:
+            if self._moving is None:
+                self._moving = threading.Thread(target=self._move, name="checkpoints", daemon=True)
+                self._moving.start()
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
