@@ -212,7 +212,7 @@ def explain(
             run["stage"],
             "taken from the cache" if run["from_cache"] else run["status"],
             run["run_id"],
-            "" if run["from_cache"] else str(len(run["params"])),
+            str(len(run["params"])),
         )
         for run in sorted(stages, key=lambda run: order.get(run["stage"], len(order)))
     ]

@@ -324,18 +324,27 @@ class Tracker:
         """What is kept of the stages of an execution, in the order in which they ran.
 
         Returns:
-            For each: `stage`, `run_id`, `status`, `from_cache` (DVC had its outputs, so that nothing ran and no settings
-            were logged) and its settings `params`. Empty if the execution's runs are gone.
+            For each: `stage`, `run_id`, `status`, `from_cache` (DVC had its outputs, so that nothing ran) and its settings
+            `params`; of what came from the cache those of its own section, with which it had run. Empty if the
+            execution's runs are gone.
         """
         with said_plainly(self.tracking_uri):
             children = self._search(f"tags.`{_PARENT_TAG}` = '{parent_run_id}'")
+            settings = dict(self._client().get_run(parent_run_id).data.params) if children else {}
+
+        def params_of(run: Any) -> dict[str, str]:
+            if run.data.tags.get(FROM_CACHE_TAG) != "true":
+                return dict(run.data.params)
+            section = f"{run.data.tags.get(STAGE_TAG, '')}."
+            return {name: value for name, value in settings.items() if name.startswith(section)}
+
         return [
             {
                 "stage": run.data.tags.get(STAGE_TAG, ""),
                 "run_id": run.info.run_id,
                 "status": run.info.status,
                 "from_cache": run.data.tags.get(FROM_CACHE_TAG) == "true",
-                "params": dict(run.data.params),
+                "params": params_of(run),
             }
             for run in sorted(children, key=lambda run: run.info.start_time)
         ]
