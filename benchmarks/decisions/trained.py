@@ -26,7 +26,7 @@ from watchnext.decisions.measuring import Measured
 from watchnext.evaluation.intervals import PerUser
 
 USERS, VIDEOS, DAYS_OF_LOGS = 20_000, 600, 10
-ONLINE_DAYS, LUCKS = 3, 11
+ONLINE_DAYS, LUCKS = 3, 20
 EXAMPLES = 40_000
 BASE: Mapping[str, Any] = {"epochs": 4, "embedding_dim": 16, "depth": 0, "negatives": 200}
 RECIPES: dict[str, dict[str, Any]] = {
