@@ -93,8 +93,8 @@ def _of_duckdb(text: str) -> InputError | None:
 
 
 def _of_files(text: str) -> InputError | None:
-    found = next((line.strip()[:400] for line in text.splitlines() if re.search(_FULL, line)), None)
-    if found is None:
+    found = _first_line(_FULL, text)
+    if not found:
         return None
     return InputError(
         "a disk is full",
@@ -105,10 +105,6 @@ def _of_files(text: str) -> InputError | None:
 
 def _of_spark(master: str, text: str) -> InputError | None:
     where = f"engine.master: {master}"
-
-    def first(pattern: str) -> str:
-        return next((line.strip()[:400] for line in text.splitlines() if re.search(pattern, line)), "")
-
     versions = (
         r"InvalidClassException|local class incompatible|NoSuchMethodError|UnsupportedClassVersionError|"
         r"(NoClassDefFoundError|ClassNotFoundException): org[./]apache[./]spark"
@@ -118,7 +114,7 @@ def _of_spark(master: str, text: str) -> InputError | None:
         r"on a stopped SparkContext|SparkContext was shut down"
     )
     memory = r"OutOfMemoryError|Cannot acquire .* memory|SparkOutOfMemoryError"
-    if line := first(_FULL):
+    if line := _first_line(_FULL, text):
         return InputError(
             "a disk is full that Spark writes to; nothing of this stage was kept",
             where=where,
@@ -126,11 +122,11 @@ def _of_spark(master: str, text: str) -> InputError | None:
             remedy="free it, or give executors a larger one: SPARK_LOCAL_DIRS of every worker (`watchnext cluster up "
             "--scratch`), spark.local.dir with a local master",
         )
-    if line := first(versions):
+    if line := _first_line(versions, text):
         import pyspark
 
         return another_version(master, pyspark.__version__, [line])
-    if line := first(gone):
+    if line := _first_line(gone, text):
         return InputError(
             "Spark's master gave up on this stage, or does not understand it",
             where=where,
@@ -138,7 +134,7 @@ def _of_spark(master: str, text: str) -> InputError | None:
             remedy="look at the logs of master and workers: executors that end at once have another version of Spark or "
             "Java, or too little memory; with spark.authenticate SPARK_CONF_DIR has to lead to the same secret",
         )
-    if line := first(memory):
+    if line := _first_line(memory, text):
         return InputError(
             "an executor or the driver ran out of memory",
             where=where,
@@ -146,3 +142,8 @@ def _of_spark(master: str, text: str) -> InputError | None:
             remedy="raise spark.executor.memory in engine.spark_conf, or engine.memory_limit_gb for the driver",
         )
     return None
+
+
+def _first_line(pattern: str, text: str) -> str:
+    """The first line in which a pattern is found, cut to what a person reads; empty: none."""
+    return next((line.strip()[:400] for line in text.splitlines() if re.search(pattern, line)), "")

@@ -17,7 +17,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -940,11 +940,11 @@ class Registry:
             if downloaded is None:
                 raise UnusableBundleError("this version holds no bundle", where=location)
             # Before it takes its place: what the server holds may be damaged, and mended later.
-            _verified(downloaded, version)
+            bundle = _verified(downloaded, version)
             shutil.rmtree(final, ignore_errors=True)
             downloaded.rename(final)
             shutil.rmtree(staged)
-            return _verified(final, version)
+            return replace(bundle, path=final)
 
     def _client(self) -> Any:
         if self._check_lock is not None:

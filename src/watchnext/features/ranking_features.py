@@ -291,18 +291,14 @@ class Moment:
     @cached_property
     def impressions_of_videos(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """[N] impressions of each video without a click, and the instant of its last impression, NaN without one."""
-        places, answers = self._of_some(self.videos.ids, self.user.shown, self.user.impressions_of)
-        return self._column(places, (one[0] for one in answers), 0.0), self._column(
-            places, (one[1] for one in answers), np.nan
-        )
+        return self._numbers_and_instants(self.videos.ids, self.user.shown, self.user.impressions_of)
 
     @cached_property
     def watches_of_channels(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """[N] watches of each video's channel, and the end of the last, NaN without one."""
-        channels, user = self.videos.channel_ids, self.user
-        places, answers = self._of_some(channels, user.watched_channels, user.channel_watches)
-        return self._column(places, (one[0] for one in answers), 0.0), self._column(
-            places, (one[1] for one in answers), np.nan
+        user = self.user
+        return self._numbers_and_instants(
+            self.videos.channel_ids, user.watched_channels, user.channel_watches
         )
 
     @cached_property
@@ -310,6 +306,14 @@ class Moment:
         """[N] the instant of each video's last impression without a click, NaN without one."""
         places, answers = self._of_some(self.videos.ids, self.user.shown, self.user.last_unclicked_at)
         return self._column(places, answers, np.nan)
+
+    def _numbers_and_instants(
+        self, ids: Sequence[Any], known: Collection[Any], ask: Callable[[Any, Instant], Any]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """[N] how often, and the last instant, NaN where there is none, as `ask` says of each id."""
+        places, answers = self._of_some(ids, known, ask)
+        often = self._column(places, (one[0] for one in answers), 0.0)
+        return often, self._column(places, (one[1] for one in answers), np.nan)
 
     def _of_some(
         self, ids: Sequence[Any], known: Collection[Any], ask: Callable[[Any, Instant], Any]
