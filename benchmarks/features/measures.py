@@ -50,7 +50,7 @@ def measure_ours(work: Path, params: EngineParams | None = None) -> float:
         logs = read_logs(engine, work / "tables")
         features = declared(logs)
         began = time.perf_counter()
-        buckets = user_buckets(logs, Params().events_per_bucket)
+        buckets = user_buckets(engine, logs, Params().events_per_bucket)
         parts = DayParts(engine, work / "features", buckets=len(buckets))
         for part, own in enumerate(buckets):
             with engine.scope():

@@ -2,11 +2,13 @@
 
     python -m benchmarks.scale.workers
 
-One process on one core, and two workers on a core each, take the same steps in turns: batches of `--batch-size` examples of
-each worker with bags of fifty watches, `--negatives` shared draws, tables of `--size`, one thread of TensorFlow each. Prints
-one JSON object last:
+One process on one core, two workers on a core each, and two processes that do not know each other take the same steps in
+turns: batches of `--batch-size` examples of each with bags of fifty watches, `--negatives` shared draws, tables of
+`--size`, one thread of TensorFlow each. Prints one JSON object last:
 
     two_worker_efficiency           examples/s of both workers over those of the one, halved; the median of all rounds
+    two_strangers_efficiency        the same of two processes that have nothing to do with each other: what a core loses to
+                                    the other one's use of memory, caches and clock
     bytes_per_step                  that a worker sends in a step, by the count of its sockets
     sparse_minimum_bytes_per_step   that it would have to: every row with a gradient once, 4 bytes for its index and 4 for
                                     each of its components, and 4 for each weight that is no table's
@@ -19,7 +21,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -87,29 +89,40 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     contenders: list[Contender] = []
     with ThreadPoolExecutor(2) as pool:
 
-        def of_both(task: str) -> list[float]:
-            return list(pool.map(lambda worker: worker.measure(task), contenders[1:]))
+        def at_once(task: str, two: Sequence[Contender]) -> list[float]:
+            return list(pool.map(lambda worker: worker.measure(task), two))
 
         try:
-            contenders.append(started("one", cores[0], ""))
+            for name, core in zip(("one", "stranger"), cores, strict=True):
+                contenders.append(started(name, core, ""))
             told = [tf_config(addresses, index) for index in range(2)]
             # Each is ready when the other is.
             pair = [pool.submit(started, f"worker {i}", cores[i], told[i]) for i in range(2)]
             contenders += [future.result() for future in pair]
+            strangers, workers = contenders[:2], contenders[2:]
             rounds = []
             for number in range(options.rounds):
-                one, both = contenders[0].measure("train"), of_both("train")
-                # They wait for each other in every step: as fast as the slower.
-                rounds.append({"one": one, "both": 2 * min(both)})
-                say(f"round {number + 1} of {options.rounds}: {one:.0f} and {2 * min(both):.0f} examples/s")
-            exchanged = {task: max(of_both(task)) for task in ("bytes", "minimum", "dense")}
+                one = strangers[0].measure("train")
+                # Workers wait for each other in every step: both are as fast as the slower.
+                both = 2 * min(at_once("train", workers))
+                apart = sum(at_once("train", strangers))
+                rounds.append({"one": one, "both": both, "apart": apart})
+                say(
+                    f"round {number + 1} of {options.rounds}: one {one:.0f}, two workers {both:.0f}, "
+                    f"two strangers {apart:.0f} examples/s"
+                )
+            exchanged = {task: max(at_once(task, workers)) for task in ("bytes", "minimum", "dense")}
         finally:
             for contender in contenders:
                 contender.process.kill()
-    ratios = [one_round["both"] / one_round["one"] / 2 for one_round in rounds]
+    ratios, of_strangers = (
+        [one_round[two] / one_round["one"] / 2 for one_round in rounds] for two in ("both", "apart")
+    )
     return {
         "two_worker_efficiency": median(ratios),
         "two_worker_efficiency_rounds": ratios,
+        "two_strangers_efficiency": median(of_strangers),
+        "two_strangers_efficiency_rounds": of_strangers,
         "one_worker_examples_per_s": median(one_round["one"] for one_round in rounds),
         "two_worker_examples_per_s": median(one_round["both"] for one_round in rounds),
         "bytes_per_step": exchanged["bytes"],

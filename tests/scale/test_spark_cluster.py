@@ -55,6 +55,16 @@ def write_logs(directory: Path) -> None:
         pq.write_table(table, directory / f"{name}.parquet")
 
 
+def watchnext(folder: Path, *arguments: str) -> None:
+    """The command, as a user types it in `folder`."""
+    subprocess.run(
+        [sys.executable, "-m", "watchnext.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        check=True,
+    )
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with logs and a running cluster."""
@@ -63,8 +73,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip("there is no Java: the Spark cluster is NOT tested here")
     directory = tmp_path_factory.mktemp("spark")
     write_logs(directory / "logs")
-    port = cluster._free_port()
-    cluster.up(directory / CLUSTER_DIR, port=port, memory_gb=1.0)
+    watchnext(directory, "cluster", "up", "--port", str(cluster._free_port()), "--memory-gb", "1.0")
     try:
         yield directory
     finally:
@@ -72,7 +81,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             process.kill()
             process.wait()
         left = [one.process() for one in find(directory).daemons]
-        assert cluster.down(directory / CLUSTER_DIR) >= 1
+        watchnext(directory, "cluster", "down")
         assert not any(process and process.is_running() for process in left)
         assert not (directory / CLUSTER_DIR).exists()
 

@@ -37,7 +37,7 @@ class Slices(Section):
 
     Attributes:
         margin: share of the champion's value in the slice, of recall_at_100 and weighted_pairwise_loss alike.
-        at_least_users: a slice with fewer is neither judged nor shown.
+        at_least_users: a slice with fewer is not judged, and counted: `slices_of_too_few_users`.
         without_power: what a slice does whose harm is neither shown nor ruled out: `pass`, with the margin that the
             day could have shown, or `hold`.
         reason: why; shown with the outcome.
@@ -210,6 +210,16 @@ def no_worse(
     ]
 
 
+def slices_with_users(ours: Measured, at_least: int) -> list[tuple[str, str]]:
+    """Name and metric of every slice that has so many users."""
+    return [
+        (name, metric)
+        for name, by_metric in ours.slices.items()
+        for metric, own in by_metric.items()
+        if len(own.counts) >= at_least
+    ]
+
+
 def no_worse_in_slices(ours: Measured, theirs: Measured, asked: Slices, confidence: float) -> list[Check]:
     """Non-inferiority in every slice that has enough users.
 
@@ -226,10 +236,8 @@ def no_worse_in_slices(ours: Measured, theirs: Measured, asked: Slices, confiden
     from watchnext.evaluation.paired import paired_changes
 
     judged = [
-        (name, metric, own, theirs.slices[name][metric])
-        for name, by_metric in ours.slices.items()
-        for metric, own in by_metric.items()
-        if len(own.counts) >= asked.at_least_users
+        (name, metric, ours.slices[name][metric], theirs.slices[name][metric])
+        for name, metric in slices_with_users(ours, asked.at_least_users)
     ]
     levels = [2 * each - 1 for each in (confidence, 1 - (1 - confidence) / max(1, len(judged)))]
     return [

@@ -29,6 +29,7 @@ from watchnext.decisions.checks import (
     outcome_of,
     percent,
     readable,
+    slices_with_users,
 )
 from watchnext.decisions.gate_report import SEED_METRICS, write_report
 from watchnext.decisions.kept import checks_of, digest_of, finite, judged_triple, metrics_of
@@ -211,6 +212,9 @@ def judge(
             found.append(_place_of_day(gate, place, checks.confidence, confidence))
             found += against_the_champion(ours, theirs, changes, checks, confidence)
             measured |= {"challengers_of_the_day": place, "confidence": confidence}
+            judged = len(slices_with_users(ours, checks.slices.at_least_users))
+            measured |= {"slices_judged": judged}
+            measured |= {"slices_of_too_few_users": len(slices_with_users(ours, 0)) - judged}
             measured |= {f"champion_{name}": value for name, value in theirs.metrics.items()}
             measured |= change_metrics(changes)
             measured |= ours.second_look(theirs, confidence)

@@ -49,8 +49,8 @@ class Measured:
     Attributes:
         metrics: recall_at_K, map, weighted_pairwise_loss, auc, calibration and index_recall_at_100; of watches that no
             recommendation led to other_origins_recall_at_100, where the logs say which those are.
-        per_user: what recall_at_100 and weighted_pairwise_loss are the means of, by user.
-        slices: the same in each part of the day, by its name and then the metric's.
+        per_user: what recall_at_100, map, weighted_pairwise_loss and calibration are the means of, by user.
+        slices: the first and the third of them in each part of the day, by its name and then the metric's.
         events: the same by event, for intervals over users and videos.
     """
 
@@ -117,7 +117,7 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
     from watchnext.evaluation import offline
     from watchnext.evaluation.candidates import nominated_by, stored_scorer
     from watchnext.evaluation.intervals import PerUser, per_user
-    from watchnext.evaluation.metrics import calibration_ratios, pairwise_losses
+    from watchnext.evaluation.metrics import average_precisions, calibration_ratios, pairwise_losses
     from watchnext.features.batches import Encoder
     from watchnext.index.scann import ScannSearcher
     from watchnext.models.candidate_sources import Corpus, read_videos
@@ -160,14 +160,19 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
         ranking.pair_scores, ranking.clicked, ranking.watch_time_s, ranking.groups
     )
     found = (retrieval.ranks <= 100).astype(np.float64)
+    precision = average_precisions(retrieval.ranks)
+    expected_s = predicted["expected_watch_time_s"].astype(np.float64)
+    watched_s = np.where(ranking.clicked, ranking.watch_time_s, 0.0).astype(np.float64)
+
+    def ratio(tops: np.ndarray, bottoms: np.ndarray, users: pa.Array) -> PerUser:
+        return PerUser(per_user(tops, users).totals, per_user(bottoms, users).totals)
 
     def hits(of: np.ndarray) -> PerUser:
         return per_user(found[of], retrieval.user_ids.filter(pa.array(of)))
 
     def loss(of: np.ndarray) -> PerUser:
         of = of & (total > 0)
-        users = ranking.user_ids.filter(pa.array(of))
-        return PerUser(per_user(mispredicted[of], users).totals, per_user(total[of], users).totals)
+        return ratio(mispredicted[of], total[of], ranking.user_ids.filter(pa.array(of)))
 
     slices: dict[str, dict[str, PerUser]] = {}
     for name, of in offline.event_slices(events, features / "videos").items():
@@ -178,7 +183,9 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
         values["other_origins_recall_at_100"] = slices["other_origins"]["recall_at_100"].mean
     everything = {
         "recall_at_100": hits(np.ones(len(found), bool)),
+        "map": per_user(precision, retrieval.user_ids),
         "weighted_pairwise_loss": loss(np.ones(len(total), bool)),
+        "calibration": ratio(expected_s, watched_s, ranking.user_ids),
     }
     pairs = total > 0
     labels, shown = (
@@ -189,12 +196,14 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
     )
     both = {
         "recall_at_100": Events(found, np.ones(len(found)), retrieval.user_ids, labels),
+        "map": Events(precision, np.ones(len(found)), retrieval.user_ids, labels),
         "weighted_pairwise_loss": Events(
             mispredicted[pairs],
             total[pairs],
             ranking.user_ids.filter(pa.array(pairs)),
             shown.filter(pa.array(pairs)),
         ),
+        "calibration": Events(expected_s, watched_s, ranking.user_ids, shown),
     }
     return Measured(values, everything, slices, both)
 

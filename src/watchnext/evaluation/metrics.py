@@ -76,13 +76,22 @@ def precision_at_k(ranks: np.ndarray, k: int) -> float:
     return recall_at_k(ranks, k) / k
 
 
-def mean_average_precision(ranks: np.ndarray) -> float:
-    """Mean over events of 1 / rank: average precision where each event has one relevant candidate. UNRANKED is 0.
+def average_precisions(ranks: np.ndarray) -> npt.NDArray[np.float64]:
+    """[num_events] of 1 / rank: average precision where each event has one relevant candidate. UNRANKED is 0.
 
     Args:
         ranks: [num_events] ranks from 1.
     """
-    return float(np.mean(np.where(ranks == UNRANKED, 0.0, 1.0 / ranks)))
+    return np.where(ranks == UNRANKED, 0.0, 1.0 / ranks)
+
+
+def mean_average_precision(ranks: np.ndarray) -> float:
+    """Mean over events of `average_precisions`.
+
+    Args:
+        ranks: [num_events] ranks from 1.
+    """
+    return float(np.mean(average_precisions(ranks)))
 
 
 def ndcg_at_k(ranks: np.ndarray, k: int) -> float:

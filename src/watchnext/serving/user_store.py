@@ -221,10 +221,14 @@ class SqliteUserStore:
             with self._transaction() as connection:
                 connection.execute("DELETE FROM users WHERE user_id = ?", (user_id,))
                 forgotten = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
+            # Where SQLite moved a row to another page, as it does when one is full, the old one keeps a copy in its free
+            # space, which `secure_delete` overlooks. A file written anew has rows alone.
+            with self._writing:
+                connection.execute("VACUUM")
             # Out of the log of writes too, where it would stand until others have overwritten it. While somebody else
             # moves its pages, SQLite does not wait but says so.
             until = time.monotonic() + _EMPTIED_WITHIN_S
-            while self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 if time.monotonic() > until:
                     raise sqlite3.OperationalError(
                         "the log of writes, where what was deleted still stands, is being read"
@@ -299,7 +303,6 @@ class SqliteUserStore:
             )
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA secure_delete = ON")
             connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
             with self._opening:
                 self._opened.append(connection)

@@ -113,7 +113,7 @@ def featurize(
         pageless = ranking_features.days_without_pages(logs.tables["impressions"], held)
         rows: Counter[str] = Counter()
         # Spark cuts by users itself, and its buckets would only wait for each other.
-        buckets = [logs] if opened.kind == "spark" else user_buckets(logs, params.events_per_bucket)
+        buckets = [logs] if opened.kind == "spark" else user_buckets(opened, logs, params.events_per_bucket)
         ranges = day_ranges(split)
         wanted = [day for span in ranges.values() for day in days_between(*span)]
         made_by, digests, earlier = "", {}, None

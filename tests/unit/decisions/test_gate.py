@@ -283,6 +283,13 @@ def test_the_final_slates_are_judged_too(world_features: Path, world_tables: Pat
     assert decision.metrics["errors"] == 0.0
     low, high = (decision.metrics[f"change_recall_at_100_users_by_videos_{end}"] for end in ("low", "high"))
     assert low == high == -1.0, "every hit is lost, whoever and whatever is drawn"
+    assert decision.metrics["slices_judged"] == 0 < decision.metrics["slices_of_too_few_users"]
+    for name in ("map", "calibration"):
+        change = decision.metrics[f"change_{name}"]
+        assert change == pytest.approx(decision.metrics[name] / decision.metrics[f"champion_{name}"] - 1)
+        for look in ("", "_users_by_videos"):
+            low, high = (decision.metrics[f"change_{name}{look}_{end}"] for end in ("low", "high"))
+            assert low <= change <= high, (name, look)
     better = judge(right, wrong, world_features, checks, tables=world_tables, validated=validated)
     assert better.verdict == "challenger", better.reason
 

@@ -186,13 +186,13 @@ def test_buckets_hold_every_event_once_and_cut_no_user(tmp_path: Path) -> None:
     rows = make_rows(1, users=30, events_per_day=60)
     with connect(EngineParams()) as engine:
         logs = read_logs(engine, write_rows(rows, tmp_path))
-        pieces = user_buckets(logs, 100)
+        pieces = user_buckets(engine, logs, 100)
         assert 4 <= len(pieces) <= 12
         for name in ("impressions", "watches", "users", "history", "searches"):
             users = [set(piece.tables[name].user_id.to_pyarrow().to_pylist()) for piece in pieces]
             assert sum(map(len, users)) == len(set.union(*users)), name
             assert sum(piece.tables[name].count().execute() for piece in pieces) == len(rows[name])
-        assert len(user_buckets(logs, 10**9)) == 1
+        assert len(user_buckets(engine, logs, 10**9)) == 1
 
 
 def test_a_column_of_nulls_is_as_good_as_absent(tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ from watchnext.serving.shadow_log import ShadowLog
 from watchnext.serving.user_store import SqliteUserStore
 
 AT = 1_768_000_000_000_000
-LEAVES, STAYS = "person-17", "person-18"
+LEAVES, STAYS = "person-17-x", "person-18-x"
+"""Neither begins another id, nor does another id with what stands behind it in a file."""
 
 
 def copy_with_text_ids(source: Path, target: Path) -> None:
-    """A folder of tables in which user 17 is "person-17"."""
+    """A folder of tables in which user 17 is "person-17-x"."""
     for path in sorted(one for one in source.rglob("*") if one.is_file()):
         into = target / path.relative_to(source)
         into.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +33,7 @@ def copy_with_text_ids(source: Path, target: Path) -> None:
             continue
         table = pq.read_table(path)
         if "user_id" in table.column_names:
-            names = pc.binary_join_element_wise("person", table["user_id"].cast(pa.string()), "-")
+            names = pc.binary_join_element_wise("person", table["user_id"].cast(pa.string()), "x", "-")
             table = table.set_column(table.schema.get_field_index("user_id"), "user_id", names)
         pq.write_table(table, into)
 
