@@ -1,5 +1,6 @@
 """A live experiment from the first slate to the crown: what a server keeps and exports is what the comparison reads."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,12 @@ def serve_experiment(stages: Stages, mode: str) -> tuple[Path, int, float]:
     experiment.challenger = challenger
     store = SqliteUserStore(stages.root / "state" / f"{mode}.db")
     service = Service(store, champion, Exploration(0.0), experiment)
+    draw = random.Random(7)  # a request's id is the seed of its coin
     users, total_s = 0, 0.0
     for user in range(USERS):
-        page = service.recommend(str(user), 4, record=True, at=AT_US + user)
+        page = service.recommend(
+            str(user), 4, record=True, at=AT_US + user, request_id=f"{draw.getrandbits(128):032x}"
+        )
         whose = page.arm if page.teams is None else page.teams[0]
         watch_time_s = (20.0 + user % 10) * (2.0 if whose == "challenger" else 1.0)
         if page.arm is not None:
