@@ -164,15 +164,12 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
     expected_s = predicted["expected_watch_time_s"].astype(np.float64)
     watched_s = np.where(ranking.clicked, ranking.watch_time_s, 0.0).astype(np.float64)
 
-    def ratio(tops: np.ndarray, bottoms: np.ndarray, users: pa.Array) -> PerUser:
-        return PerUser(per_user(tops, users).totals, per_user(bottoms, users).totals)
-
     def hits(of: np.ndarray) -> PerUser:
         return per_user(found[of], retrieval.user_ids.filter(pa.array(of)))
 
     def loss(of: np.ndarray) -> PerUser:
         of = of & (total > 0)
-        return ratio(mispredicted[of], total[of], ranking.user_ids.filter(pa.array(of)))
+        return per_user(mispredicted[of], ranking.user_ids.filter(pa.array(of)), total[of])
 
     slices: dict[str, dict[str, PerUser]] = {}
     for name, of in offline.event_slices(events, features / "videos").items():
@@ -185,7 +182,7 @@ def measure(bundle: Bundle, features: Path, split: str, *, exclude: Exclude = "n
         "recall_at_100": hits(np.ones(len(found), bool)),
         "map": per_user(precision, retrieval.user_ids),
         "weighted_pairwise_loss": loss(np.ones(len(total), bool)),
-        "calibration": ratio(expected_s, watched_s, ranking.user_ids),
+        "calibration": per_user(expected_s, ranking.user_ids, watched_s),
     }
     pairs = total > 0
     labels, shown = (

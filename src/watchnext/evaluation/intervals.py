@@ -54,15 +54,16 @@ class Estimate:
     high: float
 
 
-def per_user(values: np.ndarray, user_ids: pa.Array) -> PerUser:
+def per_user(values: np.ndarray, user_ids: pa.Array, weights: np.ndarray | None = None) -> PerUser:
     """Sum a value per event within each user; users in ascending order of their first event.
 
     Args:
         values: [num_events].
         user_ids: [num_events].
+        weights: [num_events], what the mean divides the values by; None: 1 each.
     """
     codes = pc.dictionary_encode(user_ids).indices.to_numpy(zero_copy_only=False)
-    return PerUser(np.bincount(codes, weights=values), np.bincount(codes).astype(np.float64))
+    return PerUser(np.bincount(codes, weights=values), np.bincount(codes, weights=weights).astype(np.float64))
 
 
 def bootstrap(

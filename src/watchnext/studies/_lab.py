@@ -397,7 +397,7 @@ def next_day(ground: Ground, embed: Embed, candidates: Any, *, split: str = "gat
         candidates: candidate embeddings, or an index over them.
         split: tuning, gate or shadow.
     """
-    from watchnext.evaluation.metrics import UNRANKED
+    from watchnext.evaluation.metrics import average_precisions
     from watchnext.evaluation.offline import evaluate_retrieval
 
     result = evaluate_retrieval(
@@ -407,9 +407,8 @@ def next_day(ground: Ground, embed: Embed, candidates: Any, *, split: str = "gat
         ground.features / "retrieval_examples" / split,
         exclude="watched",
     )
-    reciprocal = np.where(result.ranks == UNRANKED, 0.0, 1.0 / result.ranks)
     return {
-        "map": per_user(reciprocal, result.user_ids),
+        "map": per_user(average_precisions(result.ranks), result.user_ids),
         "recall_at_100": per_user((result.ranks <= 100).astype(np.float64), result.user_ids),
     }
 

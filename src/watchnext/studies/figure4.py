@@ -360,7 +360,7 @@ def curve_rows(dial: float, worlds: Sequence[Mapping[str, np.ndarray]], resample
 
 def _next_day(ground: Ground, trained: Trained) -> dict[str, PerUser]:
     """Metrics of the gate day, without what was watched; in a world also of fresh labels, and among older videos alone."""
-    from watchnext.evaluation.metrics import UNRANKED, label_ranks
+    from watchnext.evaluation.metrics import average_precisions, label_ranks
 
     table = ground.held_out("gate")
     arrays = ground.encoder.encode_retrieval(table)
@@ -369,7 +369,7 @@ def _next_day(ground: Ground, trained: Trained) -> dict[str, PerUser]:
 
     def ranked(among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ranks = label_ranks(np.where(among, scores, -np.inf), labels, arrays.get("history"))
-        return ranks, np.where(ranks == UNRANKED, 0.0, 1.0 / ranks)
+        return ranks, average_precisions(ranks)
 
     ranks, reciprocal = ranked(np.ones(scores.shape[1], dtype=bool))
     measured = {

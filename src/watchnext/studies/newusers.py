@@ -100,9 +100,9 @@ def summarise(ranks: np.ndarray, is_new: np.ndarray, users: pa.ChunkedArray) -> 
         is_new: bool [num_events].
         users: [num_events] user ids.
     """
-    from watchnext.evaluation.metrics import UNRANKED
+    from watchnext.evaluation.metrics import average_precisions
 
-    reciprocal = np.where(ranks == UNRANKED, 0.0, 1.0 / ranks)
+    reciprocal = average_precisions(ranks)
     found = (ranks <= 100).astype(np.float64)
     user_ids, rows = users.combine_chunks(), np.flatnonzero(is_new)
     new_ids = user_ids.take(pa.array(rows))

@@ -444,7 +444,7 @@ def measure(
     ground: Ground, log_p: Callable[[Mapping[str, np.ndarray]], np.ndarray], split: str
 ) -> dict[str, PerUser]:
     """MAP, recall and log loss of one held-out day, from log probabilities of all classes [num_events, V]."""
-    from watchnext.evaluation.metrics import UNRANKED, label_ranks
+    from watchnext.evaluation.metrics import average_precisions, label_ranks
 
     table = ground.held_out(split)
     arrays = ground.encoder.encode_retrieval(table)
@@ -458,7 +458,7 @@ def measure(
     users = table["user_id"].combine_chunks()
     known = np.flatnonzero(arrays["label"] > 0)
     return {
-        "map": per_user(np.where(rank == UNRANKED, 0.0, 1.0 / rank), users),
+        "map": per_user(average_precisions(rank), users),
         "recall_at_100": per_user((rank <= 100).astype(np.float64), users),
         "log_loss": per_user(loss[known], users.take(known)),
     }

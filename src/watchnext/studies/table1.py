@@ -169,9 +169,7 @@ def judge(ground: Ground, model: Any, split: str = "gate") -> PerUser:
     mispredicted_s, total_s = metrics.pairwise_losses(
         result.pair_scores, result.clicked, result.watch_time_s, result.groups
     )
-    return PerUser(
-        per_user(mispredicted_s, result.user_ids).totals, per_user(total_s, result.user_ids).totals
-    )
+    return per_user(mispredicted_s, result.user_ids, total_s)
 
 
 def request_cpu_ms(model: Any, examples: Mapping[str, np.ndarray], directory: Path) -> float:
