@@ -3,8 +3,8 @@
     watchnext cluster up && python -m benchmarks.scale.same_rows --source kuairand --data path/to/KuaiRand-Pure/data
 
 Prints one JSON object last: per table its rows and how many of them the other engine does not have, to the last bit of
-every float; and of the stages of Spark that have the longest tasks, how many tasks, their
-median and their longest. Run it in the folder of the cluster.
+every float; of the stages of Spark that have the longest tasks, how many tasks, their median and their longest; and the
+stage whose tasks sent most to the driver. Run it in the folder of the cluster.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import duckdb
 
 from benchmarks.programs import print_measured
 from benchmarks.scale.stages import run_stages
-from benchmarks.scale.task_times import read_times, recorded_in
+from benchmarks.scale.task_times import most_sent, read_times, recorded_in
 from watchnext.engine import EngineParams
 from watchnext.stages import ingest
 
@@ -85,13 +85,15 @@ def main() -> int:
             json.loads((work / name / "features" / "quantiles.json").read_text()) for name in engines
         ]
         differing = sum(table["only_duckdb"] + table["only_spark"] for table in tables.values())
+        stages = read_times(events)
         verdict = 0 if not differing and quantiles[0] == quantiles[1] else 1
         return {
             "rows": sum(table["rows"] for table in tables.values()),
             "differing_rows": differing,
             "equal_quantiles": quantiles[0] == quantiles[1],
             "seconds": seconds,
-            "longest_stages_of_spark": [vars(stage) for stage in read_times(events)[:10]],
+            "longest_stages_of_spark": [vars(stage) for stage in stages[:10]],
+            "most_sent_to_the_driver": vars(most_sent(stages)),
             "tables": tables,
         }
 

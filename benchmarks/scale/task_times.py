@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +47,14 @@ class StageTimes:
         tasks: how many ended well.
         median_s: of their seconds, from start to end.
         longest_s: of the slowest.
+        result_bytes: that all of them sent to the driver: rows where it asked for rows, else a few kB of counts each.
     """
 
     name: str
     tasks: int
     median_s: float
     longest_s: float
+    result_bytes: int
 
 
 def recorded_in(folder: Path) -> dict[str, str | bool]:
@@ -75,8 +78,14 @@ def read_times(folder: Path) -> list[StageTimes]:
     return sorted(found, key=lambda stage: -stage.longest_s)
 
 
+def most_sent(stages: Iterable[StageTimes]) -> StageTimes:
+    """The stage whose tasks sent most to the driver."""
+    return max(stages, key=lambda stage: stage.result_bytes)
+
+
 def _stages_of(events: Iterable[dict[str, Any]]) -> Iterator[StageTimes]:
     seconds: dict[int, list[float]] = {}
+    sent: Counter[int] = Counter()
     purposes: dict[int, str] = {}
     names: dict[int, str] = {}
     for event in events:
@@ -84,6 +93,7 @@ def _stages_of(events: Iterable[dict[str, Any]]) -> Iterator[StageTimes]:
             task = event["Task Info"]
             took_s = (task["Finish Time"] - task["Launch Time"]) / 1000
             seconds.setdefault(event["Stage ID"], []).append(took_s)
+            sent[event["Stage ID"]] += event["Task Metrics"]["Result Size"]
         elif event["Event"] == "SparkListenerStageSubmitted":
             told = event["Properties"].get("spark.job.description")
             purposes[event["Stage Info"]["Stage ID"]] = told or event["Stage Info"]["Stage Name"]
@@ -92,7 +102,7 @@ def _stages_of(events: Iterable[dict[str, Any]]) -> Iterator[StageTimes]:
             names[info["Stage ID"]] = ", ".join(_operators(info))
     for stage, taken in seconds.items():
         name = ": ".join(filter(None, (purposes.get(stage, f"stage {stage}"), names.get(stage))))
-        yield StageTimes(name, len(taken), median(taken), max(taken))
+        yield StageTimes(name, len(taken), median(taken), max(taken), sent[stage])
 
 
 def _operators(stage: dict[str, Any]) -> list[str]:
@@ -203,6 +213,7 @@ def main() -> int:
             "stages_of_spark": len(stages),
             "longest_task_s": stages[0].longest_s,
             "longest_task_of_several_s": several[0].longest_s,
+            "most_sent_to_the_driver": vars(most_sent(stages)),
             "stages": [vars(stage) for stage in itertools.islice(stages, options.shown)],
         }
 

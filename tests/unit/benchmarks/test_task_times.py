@@ -6,15 +6,23 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from benchmarks.scale.task_times import HEAVY_USER, POPULAR_VIDEO, read_times, write_skewed_logs
+from benchmarks.scale.task_times import (
+    HEAVY_USER,
+    POPULAR_VIDEO,
+    StageTimes,
+    most_sent,
+    read_times,
+    write_skewed_logs,
+)
 
 
-def task(stage: int, took_ms: int, reason: str = "Success") -> dict[str, object]:
+def task(stage: int, took_ms: int, reason: str = "Success", result_bytes: int = 1_000) -> dict[str, object]:
     return {
         "Event": "SparkListenerTaskEnd",
         "Stage ID": stage,
         "Task End Reason": {"Reason": reason},
         "Task Info": {"Launch Time": 1_000_000, "Finish Time": 1_000_000 + took_ms},
+        "Task Metrics": {"Result Size": result_bytes},
     }
 
 
@@ -48,16 +56,17 @@ def test_of_each_stage_the_median_and_the_longest_task_are_told(tmp_path: Path) 
     other = [
         submitted(0, "count at Some.java:0"),
         task(0, 9000, "ExecutorLostFailure"),
-        task(0, 400),
+        task(0, 400, result_bytes=70_000),
         completed(0),
     ]
     for name, events in (("app-1", one), ("app-2", other)):
         (tmp_path / name).write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
-    found = [(stage.name, stage.tasks, stage.median_s, stage.longest_s) for stage in read_times(tmp_path)]
-    assert found == [
-        ("write features/gate: Exchange, Window", 3, 0.11, 2.1),
-        ("count at Some.java:0", 1, 0.4, 0.4),
+    stages = read_times(tmp_path)
+    assert stages == [
+        StageTimes("write features/gate: Exchange, Window", 3, 0.11, 2.1, result_bytes=3_000),
+        StageTimes("count at Some.java:0", 1, 0.4, 0.4, result_bytes=70_000),
     ]
+    assert most_sent(stages) is stages[1]
 
 
 def test_one_video_has_a_third_of_all_events_and_one_user_a_twentieth(tmp_path: Path) -> None:
