@@ -11,7 +11,8 @@ turns: batches of `--batch-size` examples of each with bags of fifty watches, `-
                                     the other one's use of memory, caches and clock
     bytes_per_step                  that a worker sends in a step, by the count of its sockets
     sparse_minimum_bytes_per_step   that it would have to: every row with a gradient once, 4 bytes for its index and 4 for
-                                    each of its components, and 4 for each weight that is no table's
+                                    each of its components, and 4 for each weight that is no table's; rows are sent in half
+                                    of that (`watchnext.models.workers.added_up`)
     dense_bytes_per_step            that it would, were the gradients of tables dense
 """
 

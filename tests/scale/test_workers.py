@@ -49,7 +49,7 @@ def test_a_worker_with_another_library_is_told_which(of_two):
 
 @pytest.mark.slow
 def test_a_step_of_two_workers_is_a_step_of_one_with_both_batches(of_two):
-    """Without anything drawn: the weights, and the sums of squared gradients, are equal but for the order of adding up.
+    """Without anything drawn: weights, and sums of squared gradients, are equal but for the rounding of what is sent.
 
     Adagrad does not see the scale of a gradient, its sums do: seen to fail where the parts of the workers are added up and
     not averaged.
@@ -63,7 +63,7 @@ def test_a_step_of_two_workers_is_a_step_of_one_with_both_batches(of_two):
         assert len(values) == sum(name.startswith(kind) for name in arrays)
         for place, value in enumerate(values):
             np.testing.assert_allclose(
-                arrays[f"{kind}-{place}"], value, rtol=2e-3, atol=1e-5 * np.abs(value).max()
+                arrays[f"{kind}-{place}"], value, rtol=1e-2, atol=1e-3 * np.abs(value).max()
             )
 
 
@@ -91,6 +91,49 @@ def test_workers_begin_with_the_weights_of_an_earlier_training(of_two):
     assert first["digests"] == second["digests"]
     for one in of_two:
         assert one["warm_cross_entropy"] == pytest.approx(one["cross_entropy"], abs=0.01)
+
+
+@pytest.mark.parametrize("width", [1, 4, 7])
+def test_rows_are_sent_in_half_the_bytes_and_dense_gradients_as_they_are(width, monkeypatch):
+    """To within half of the last of eight bits; what is no number stays none, so that divergence is noticed."""
+    import tensorflow as tf
+
+    from watchnext.models import workers
+
+    table, bias = tf.Variable(tf.zeros([9, width])), tf.Variable(tf.zeros([3]))
+    rows = np.random.default_rng(1).normal(size=(4, width)).astype(np.float32) * 1e-6
+    rows[1, 0], rows[2, 0] = np.nan, np.inf
+    gradients = [
+        (tf.IndexedSlices(tf.constant(rows), tf.constant([5, 1, 8, 0])), table),
+        (tf.constant([0.1, 1e-9, 3.0]), bias),
+    ]
+    sent = []
+
+    def add_up(of_one):
+        """As for two workers that have the same gradients."""
+        sent.extend(gradient for gradient, _ in of_one)
+        sparse, dense = sent
+        return [
+            (
+                tf.IndexedSlices(tf.concat([sparse.values] * 2, 0), tf.concat([sparse.indices] * 2, 0)),
+                table,
+            ),
+            (2.0 * dense, bias),
+        ]
+
+    monkeypatch.setattr(workers, "num_workers", lambda: 2)
+    (sparse, of_table), (dense, of_bias) = workers.added_up(gradients, add_up)
+    assert of_table is table
+    assert of_bias is bias
+    assert sent[0].values.dtype == tf.int32
+    assert sent[0].values.shape == (4, (width + 1) // 2)
+    assert sent[1] is gradients[1][0]
+    assert sparse.indices.numpy().tolist() == [5, 1, 8, 0] * 2
+    np.testing.assert_allclose(sparse.values.numpy(), np.concatenate([rows, rows]), rtol=1 / 256)
+    np.testing.assert_array_equal(dense.numpy(), np.float32(2.0) * np.float32([0.1, 1e-9, 3.0]))
+    monkeypatch.setattr(workers, "num_workers", lambda: 1)
+    alone = workers.added_up(gradients, list)
+    assert [one for one, _ in alone] == [one for one, _ in gradients]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from watchnext.features.batches import FeatureSpec
 from watchnext.models import forward
-from watchnext.models.workers import of_mean_loss
+from watchnext.models.workers import added_up, of_mean_loss
 
 Pooling = Literal["mean", "sum", "max"]
 MatmulDtype = Literal["auto", "float32", "bfloat16"]
@@ -204,6 +204,9 @@ class _Adagrad(tf.keras.optimizers.legacy.Adagrad):
 
     def _transform_unaggregated_gradients(self, grads_and_vars: Any) -> Any:
         return of_mean_loss(grads_and_vars)
+
+    def _aggregate_gradients(self, grads_and_vars: Any) -> Any:
+        return added_up(grads_and_vars, super()._aggregate_gradients)
 
     def _resource_apply_sparse_duplicate_indices(
         self, grad: tf.Tensor, handle: tf.Variable, indices: tf.Tensor, **kwargs: Any

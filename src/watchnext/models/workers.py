@@ -17,6 +17,8 @@ from watchnext.errors import InputError
 from watchnext.tf_config import Cluster, WorkerLost
 
 T = TypeVar("T")
+Gradient = tuple[tf.Tensor | tf.IndexedSlices, tf.Variable]
+"""With the variable that it is of."""
 
 _LOST = (
     tf.errors.UnavailableError,
@@ -197,16 +199,19 @@ def _summed(strategy: tf.distribute.Strategy, values: tf.Tensor) -> tf.Tensor:
     return strategy.run(replica, args=(values,))
 
 
-def of_mean_loss(
-    gradients: Iterable[tuple[tf.Tensor | tf.IndexedSlices, tf.Variable]],
-) -> list[tuple[tf.Tensor | tf.IndexedSlices, tf.Variable]]:
+def num_workers() -> int:
+    """How many workers take the step that is being traced."""
+    replica = tf.distribute.get_replica_context()
+    return 1 if replica is None else int(replica.num_replicas_in_sync)
+
+
+def of_mean_loss(gradients: Iterable[Gradient]) -> list[Gradient]:
     """Gradients of a worker's mean loss as its part of the gradients of the mean over all workers' examples.
 
     TensorFlow adds the parts up. Without the division the step would grow with the number of workers. A row that
     occurs twice in a sparse gradient is added up here, so that it is sent once.
     """
-    replica = tf.distribute.get_replica_context()
-    count = 1 if replica is None else replica.num_replicas_in_sync
+    count = num_workers()
     if count == 1:
         return list(gradients)
 
@@ -218,3 +223,48 @@ def of_mean_loss(
         return tf.IndexedSlices(values / count, rows, gradient.dense_shape)
 
     return [(part(gradient), variable) for gradient, variable in gradients]
+
+
+def added_up(
+    gradients: Iterable[Gradient], add_up: Callable[[Iterable[Gradient]], Iterable[Gradient]]
+) -> list[Gradient]:
+    """Gradients added up over the workers, the rows of tables sent in bfloat16: half the bytes that a step waits for.
+
+    Eight bits of a number are kept, an error of 1 in 256 at most. Adagrad divides by what it has added up of the same
+    numbers, so that it is the error of a step as well. Every worker takes its own rows, too, from what was sent, and so all
+    end with the same weights. What is dense is sent as it is.
+
+    Args:
+        gradients: of this worker.
+        add_up: over the workers; of sparse gradients it puts the rows of all one after the other.
+    """
+    if num_workers() == 1:
+        return list(add_up(gradients))
+    return _with_rows(add_up(_with_rows(gradients, _packed)), _unpacked)
+
+
+def _packed(rows: tf.Tensor, width: int) -> tf.Tensor:
+    """float32 [num_rows, width] -> int32 [num_rows, half as many], two numbers in each: TensorFlow gathers no bfloat16."""
+    pairs = tf.pad(tf.cast(rows, tf.bfloat16), [[0, 0], [0, width % 2]])
+    return tf.bitcast(tf.reshape(pairs, [-1, (width + 1) // 2, 2]), tf.int32)
+
+
+def _unpacked(rows: tf.Tensor, width: int) -> tf.Tensor:
+    """The inverse of `_packed`, but for its rounding."""
+    pairs = tf.reshape(tf.bitcast(rows, tf.bfloat16), [-1, width + width % 2])
+    return tf.cast(pairs[:, :width], tf.float32)
+
+
+def _with_rows(
+    gradients: Iterable[Gradient], change: Callable[[tf.Tensor, int], tf.Tensor]
+) -> list[Gradient]:
+    """Sparse gradients with their rows changed, by the width of the table."""
+    return [
+        (
+            tf.IndexedSlices(change(gradient.values, variable.shape[1]), gradient.indices)
+            if isinstance(gradient, tf.IndexedSlices)
+            else gradient,
+            variable,
+        )
+        for gradient, variable in gradients
+    ]
