@@ -75,6 +75,12 @@ def in_shards(folder: Path, num_shards: int = 4, seed: int = 1) -> Shards:
     return write_shards(parts, folder, num_shards=num_shards, seed=seed)
 
 
+def digest_of(shards: Shards) -> str:
+    found = hashlib.sha256()
+    shards.update_digest(found)
+    return found.hexdigest()
+
+
 def test_shards_hold_every_example_once_and_each_a_sample_of_them(tmp_path):
     shards = in_shards(tmp_path / "shards")
     parts = list(shards.parts())
@@ -87,18 +93,34 @@ def test_shards_hold_every_example_once_and_each_a_sample_of_them(tmp_path):
     assert not (tmp_path / "shards").exists()
 
 
-def test_the_digest_of_shards_is_that_of_what_they_hold(tmp_path):
-    def digest(shards: Shards) -> str:
-        found = hashlib.sha256()
-        shards.update_digest(found)
-        return found.hexdigest()
+@pytest.mark.parametrize("num_shards", [1, 4])
+def test_some_of_the_examples_are_those_that_are_wanted(num_shards, tmp_path):
+    """In memory or not; a shard of which none is wanted is none, and what is wanted is part of the digest."""
+    shards = in_shards(tmp_path / "shards", num_shards) if num_shards > 1 else Shards.of(ARRAYS)
 
-    first = digest(in_shards(tmp_path / "a"))
-    assert digest(in_shards(tmp_path / "b")) == first
+    def below(limit):
+        return shards.where(lambda part: part["x"] < limit)
+
+    some = below(300)
+    parts = list(some.parts())
+    assert some.num_rows == sum(len(part["x"]) for part in parts) == 300
+    assert sorted(np.concatenate([part["x"] for part in parts])) == list(range(300))
+    for part in parts:
+        assert np.array_equal(part["bag"][:, 0], 3.0 * part["x"])
+    assert below(0).num_rows == 0
+    assert list(below(0).parts()) == []
+    first = int(min(part["x"].min() for part in shards.parts()))
+    assert len(below(first + 1).rows) == 1
+    assert digest_of(below(300)) == digest_of(some) != digest_of(below(299))
+
+
+def test_the_digest_of_shards_is_that_of_what_they_hold(tmp_path):
+    first = digest_of(in_shards(tmp_path / "a"))
+    assert digest_of(in_shards(tmp_path / "b")) == first
     changed = in_shards(tmp_path / "c")
     file = next((tmp_path / "c").glob("bag-*"))
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\x80?")
-    assert digest(changed) != first
+    assert digest_of(changed) != first
 
 
 def test_a_pass_over_shards_has_every_example_at_most_once_and_passes_differ(tmp_path):

@@ -6,7 +6,7 @@ of the same recipe, and a co-watch table of its own.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,35 @@ from watchnext.models.candidate_sources import (
     fit_co_watched,
 )
 from watchnext.models.nominations import Scorer
+from watchnext.models.shards import Arrays, Shards
 
 _ALWAYS = np.iinfo(np.int64).min
+
+
+KNOWN_AT = "known_at"
+"""Array of an example's shard: int64 microseconds, the end of the watch that is its label."""
+
+
+def dated(encoder: Encoder, watches: CompletedWatches) -> Callable[[pa.Table], Arrays]:
+    """What `Encoder.encode_retrieval` makes of training examples, with KNOWN_AT.
+
+    A label that is none of `watches` counts as known when it began, or was shown.
+    """
+    ends = pd.Series(watches.ended, pd.MultiIndex.from_arrays([watches.users, watches.rows, watches.began]))
+    ends = ends[~ends.index.duplicated(keep="last")]
+    ended = ends.to_numpy()
+
+    def encode(table: pa.Table) -> Arrays:
+        arrays = encoder.encode_retrieval(table)
+        users = pc.index_in(table["user_id"], value_set=watches.user_ids.cast(table["user_id"].type))
+        began = table["watched_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+        began = pc.fill_null(began, _ALWAYS).to_numpy()
+        labels = arrays["label"].astype(np.int64) - 1
+        keys = [pc.fill_null(users, -1).to_numpy(), labels, began]
+        place = ends.index.get_indexer(pd.MultiIndex.from_arrays(keys))
+        return arrays | {KNOWN_AT: np.where(place >= 0, ended[place], began)}
+
+    return encode
 
 
 @dataclass(frozen=True)
@@ -39,48 +66,24 @@ class DatedExamples:
     """Training examples of candidate generation, and when each became known.
 
     Attributes:
-        arrays: what `Encoder.encode_retrieval` makes of them.
-        known_at: int64 [num_examples] microseconds; the end of the watch that is the label.
+        shards: as `dated` encodes them.
     """
 
-    arrays: Mapping[str, npt.NDArray[Any]]
-    known_at: npt.NDArray[np.int64]
+    shards: Shards
 
-    @classmethod
-    def of(cls, tables: Iterable[pa.Table], encoder: Encoder, watches: CompletedWatches) -> "DatedExamples":
-        """Date examples; a label that is none of `watches` counts as known when it began, or was shown."""
-        parts, keys = [], []
-        for table in tables:
-            parts.append(encoder.encode_retrieval(table))
-            users = pc.index_in(table["user_id"], value_set=watches.user_ids.cast(table["user_id"].type))
-            began = table["watched_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-            keys.append(
-                [
-                    pc.fill_null(users, -1).to_numpy(),
-                    parts[-1]["label"].astype(np.int64) - 1,
-                    pc.fill_null(began, _ALWAYS).to_numpy(),
-                ]
-            )
-        columns = [np.concatenate(column) for column in zip(*keys, strict=True)]
-        ends = pd.Series(
-            watches.ended, pd.MultiIndex.from_arrays([watches.users, watches.rows, watches.began])
-        )
-        ends = ends[~ends.index.duplicated(keep="last")]
-        place = ends.index.get_indexer(pd.MultiIndex.from_arrays(columns))
-        known_at = np.where(place >= 0, ends.to_numpy()[place], columns[2])
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return cls(arrays, known_at)
-
-    def before(self, instant: int) -> dict[str, npt.NDArray[Any]]:
+    def before(self, instant: int) -> Shards:
         """Those known before an instant, in microseconds, as if that were the end of the logs."""
-        some = np.flatnonzero(self.known_at < instant)
-        arrays = {name: array[some] for name, array in self.arrays.items()}
-        if retrieval.EXAMPLE_AGE in arrays and len(some):
-            # Ages count back from the newest label; that is another one now.
-            arrays[retrieval.EXAMPLE_AGE] = (
-                arrays[retrieval.EXAMPLE_AGE] - arrays[retrieval.EXAMPLE_AGE].min()
-            )
-        return arrays
+        known = self.shards.where(lambda part: part[KNOWN_AT] < instant)
+        names = [name for name in known.names if name != KNOWN_AT]
+        age = retrieval.EXAMPLE_AGE
+        # Ages count back from the newest label; that is another one now.
+        newest = min((part[age].min() for part in known.parts()), default=0) if age in names else 0
+
+        def as_then(part: Arrays) -> Arrays:
+            arrays = {name: part[name] for name in names}
+            return arrays | {age: arrays[age] - newest} if age in names else arrays
+
+        return known.through(as_then, names) if known.num_rows else known
 
 
 def fit_before(
@@ -118,13 +121,13 @@ def fit_before(
     Returns:
         None where nothing was known by then.
     """
-    arrays = examples.before(instant)
-    if len(arrays["label"]) == 0:
+    known_examples = examples.before(instant)
+    if not known_examples.num_rows:
         return None
     taken = inspect.signature(retrieval.train).parameters
     recipe = {name: value for name, value in trained["params"].items() if name in taken}
     model, _ = retrieval.train(
-        arrays,
+        known_examples,
         [spec for spec in encoder.retrieval_features if spec.name in trained["inputs"]],
         vocabulary_sizes=encoder.sizes,
         seed=seed,

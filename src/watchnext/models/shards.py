@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
+import numpy.typing as npt
 
 Arrays = dict[str, np.ndarray]
 
@@ -85,6 +86,37 @@ class Shards:
             return Shards(self.rows, names, lambda _: changed, self.update_digest, self.folder)
         return Shards(
             self.rows, names, lambda number: change(self.load(number)), self.update_digest, self.folder
+        )
+
+    def where(self, keep: Callable[[Arrays], npt.NDArray[np.bool_]]) -> "Shards":
+        """Some of the examples: chosen once of what is in memory, else whenever a shard is read.
+
+        Args:
+            keep: arrays of a shard -> which of its examples, the same each time. A shard of which it keeps none is left out.
+        """
+
+        def kept_of(number: int) -> Arrays:
+            arrays = self.load(number)
+            some = np.flatnonzero(keep(arrays))
+            return {name: array[some] for name, array in arrays.items()}
+
+        def update(digest: Any) -> None:
+            self.update_digest(digest)
+            for part in self.parts():
+                digest.update(np.packbits(keep(part)).data)
+
+        if self.in_memory:
+            kept = kept_of(0)
+            rows = len(next(iter(kept.values()))) if kept else 0
+            return Shards([rows] if rows else [], self.names, lambda _: kept, update, self.folder)
+        rows_kept = [int(np.count_nonzero(keep(part))) for part in self.parts()]
+        filled = np.flatnonzero(rows_kept).tolist()
+        return Shards(
+            [rows_kept[number] for number in filled],
+            self.names,
+            lambda place: kept_of(filled[place]),
+            update,
+            self.folder,
         )
 
     def remove(self) -> None:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from watchnext.console import say, track
 from watchnext.errors import InputError
-from watchnext.features.batches import UNWATCHED_LABEL, WHOLE, Share, read_examples
+from watchnext.features.batches import UNWATCHED_LABEL, WHOLE, Share, read_examples, stored_rows
 from watchnext.models.checkpoints import Checkpoints
 from watchnext.models.shards import Shards, write_shards
 from watchnext.models.workers import ALONE, Workers
@@ -168,6 +168,12 @@ def with_further_examples(
             chosen = table.filter(pa.array(draw.random(table.num_rows) < part))
             if chosen.num_rows:
                 yield mark(chosen, name == "shown")
+
+
+def most_examples(stored: Path, *, history: bool, shown_share: float, **_: Any) -> int:
+    """How many examples `with_further_examples` gives at most, of its arguments."""
+    read = {"training": True, "history": history, "shown": shown_share > 0}
+    return sum(stored_rows(stored / name) for name, is_read in read.items() if is_read)
 
 
 def no_examples(where: str) -> InputError:

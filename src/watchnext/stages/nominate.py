@@ -5,6 +5,7 @@ that were fitted on days before it (`models/score_blocks.py`), those of the tuni
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -58,7 +59,7 @@ def nominate(
 
     from watchnext.data.split import day_begins_at
     from watchnext.evaluation.candidates import nominated_by, stored_scorer
-    from watchnext.features.batches import ADDED_INPUTS, Encoder, read_examples
+    from watchnext.features.batches import ADDED_INPUTS, Encoder
     from watchnext.features.history import to_microseconds
     from watchnext.index.search import ExactSearcher
     from watchnext.models import candidate_sources as sources
@@ -92,13 +93,17 @@ def nominate(
         quotas = recommend.sources.model_dump()
         trained = json.loads((retrieval / "manifest.json").read_text(encoding="utf-8"))
         stored = features / "retrieval_examples"
-        examples = score_blocks.DatedExamples.of(
-            fitting.with_further_examples(
-                read_examples(stored / "training"), stored=stored, seed=seed, **trained["params"]["labels"]
-            ),
-            encoder,
-            watches,
+        labels = trained["params"]["labels"]
+        shards = fitting.encode_shards(
+            stored / "training",
+            score_blocks.dated(encoder, watches),
+            partial(fitting.with_further_examples, stored=stored, seed=seed, **labels),
+            rows=fitting.most_examples(stored, **labels),
+            at_once=training.examples_in_memory,
+            folder=out_sources.with_name(out_sources.name + ".shards.staging"),
+            seed=seed,
         )
+        examples = score_blocks.DatedExamples(shards)
         impressions = nominations.read_impressions(features, "training")
         day_of = nominations.local_days(impressions["shown_at"], encoder.manifest["time_zone"])
         parts = []
@@ -123,6 +128,7 @@ def nominate(
             rows = np.flatnonzero((day_of >= np.datetime64(begin)) & (day_of <= np.datetime64(end)))
             if scorer is not None:
                 parts.append((rows, scorer.score(impressions.take(pa.array(rows)), features, "training")))
+        shards.remove()
         columns = nominations.scattered(impressions.num_rows, parts)
         for name, column in columns.items():
             impressions = impressions.append_column(name, column)

@@ -95,7 +95,7 @@ def train_retrieval(
     from watchnext.errors import InputError
     from watchnext.evaluation import offline
     from watchnext.evaluation.plots import plot_curves
-    from watchnext.features.batches import Encoder, Share, stored_rows
+    from watchnext.features.batches import Encoder, Share
     from watchnext.models import retrieval
     from watchnext.models import training as fitting
     from watchnext.models.checkpoints import Checkpoints, made_by
@@ -119,7 +119,6 @@ def train_retrieval(
         say(f"train_retrieval: switched off in params.yaml: {', '.join(off)}")
     stored = features / "retrieval_examples"
     share = Share(workers.index, workers.count)
-    folders = {"training": True, "history": params.labels.history, "shown": params.labels.shown_share > 0}
     begin = WarmStart.load(start)
     settings = {
         "train_retrieval": params.model_dump(),
@@ -130,13 +129,12 @@ def train_retrieval(
         "start": begin.digest if begin is not None else None,
     }
     workers.require_equal(made_by(settings), "train_retrieval")
+    labels = params.labels.model_dump()
     examples = fitting.encode_shards(
         stored / "training",
         encoder.encode_retrieval,
-        partial(
-            fitting.with_further_examples, stored=stored, seed=seed, share=share, **params.labels.model_dump()
-        ),
-        rows=math.ceil(sum(stored_rows(stored / name) for name, on in folders.items() if on) / workers.count),
+        partial(fitting.with_further_examples, stored=stored, seed=seed, share=share, **labels),
+        rows=math.ceil(fitting.most_examples(stored, **labels) / workers.count),
         at_once=training.examples_in_memory,
         folder=out_model.with_name(out_model.name + ".shards.staging"),
         seed=seed,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -21,8 +22,9 @@ from watchnext.errors import InputError
 from watchnext.evaluation.candidates import nominated_by, score_drift, stored_scorer
 from watchnext.features.batches import ADDED_INPUTS, OPENING, Encoder, read_examples
 from watchnext.features.ranking_features import RequestContext, VideoStatistics, features_named
-from watchnext.models import nominations, score_blocks
-from watchnext.models.candidate_sources import SOURCES, read_corpus
+from watchnext.models import nominations, score_blocks, training
+from watchnext.models.candidate_sources import SOURCES, CompletedWatches, read_corpus
+from watchnext.models.shards import Shards
 from watchnext.models.warm_start import WarmStart
 from watchnext.recommend.parity import Parity, compare_features
 from watchnext.recommend.recommender import Recommender
@@ -63,9 +65,10 @@ def parts(
 
 def run(parts: dict[str, Path], out: Path, **changes: Any) -> Path:
     """The stage, with few epochs."""
+    fitting = changes.pop("training", TrainingParams())
     given = {**parts, **{name: changes.pop(name) for name in ("tables", "features") if name in changes}}
     nominate(
-        Params(**changes), SETTINGS, TrainingParams(), 1, given["tables"], given["features"], given["retrieval"],
+        Params(**changes), SETTINGS, fitting, 1, given["tables"], given["features"], given["retrieval"],
         given["index"], out, out.with_name(out.name + "-report"),
     )  # fmt: skip
     return out
@@ -179,6 +182,59 @@ def test_scores_of_a_day_do_not_know_the_day(
             leaked_other = of_last_block(run(parts, tmp_path / f"{name}-2", **changed))
         column = "retrieval_score" if leaking is score_blocks.DatedExamples else "co_watched_score"
         assert not leaked[column].equals(leaked_other[column]), column
+
+
+def test_examples_known_before_an_instant_are_the_same_in_shards(
+    parts: dict[str, Path], world_features: Path, tmp_path: Path
+) -> None:
+    """Every one of them, with the age that it has then; the newest is of age 0."""
+    encoder = Encoder.load(world_features)
+    watches = CompletedWatches.read(parts["tables"], read_corpus(encoder, world_features))
+    stored = world_features / "retrieval_examples"
+    labels = RetrievalParams().labels.model_dump()
+
+    def before(instant: int, at_once: int) -> Shards:
+        examples = training.encode_shards(
+            stored / "training",
+            score_blocks.dated(encoder, watches),
+            functools.partial(training.with_further_examples, stored=stored, seed=1, **labels),
+            rows=training.most_examples(stored, **labels),
+            at_once=at_once,
+            folder=tmp_path / "shards",
+            seed=1,
+        )
+        return score_blocks.DatedExamples(examples).before(instant)
+
+    def rows(shards: Shards) -> list[bytes]:
+        found = []
+        for part in shards.parts():
+            assert set(part) == set(shards.names)
+            columns = [part[name] for name in sorted(part)]
+            found += [b"".join(one.tobytes() for one in row) for row in zip(*columns, strict=True)]
+        return sorted(found)
+
+    middle = int(np.median(watches.ended[watches.ended > 0]))
+    whole, cut = before(middle, 1_000_000), before(middle, 100)
+    assert whole.in_memory
+    assert len(cut.rows) > 3
+    assert 100 < whole.num_rows < before(1 << 62, 1_000_000).num_rows
+    assert rows(cut) == rows(whole)
+    assert min(part["example_age_s"].min() for part in cut.parts()) == 0.0
+    assert before(-(1 << 62), 100).num_rows == 0
+
+
+def test_blocks_are_trained_on_shards_where_examples_do_not_fit(
+    parts: dict[str, Path], nominated: Path, tmp_path: Path
+) -> None:
+    """The models are others, as the order of examples is; the tables beside them and what they say are the same."""
+    sources = run(parts, tmp_path / "sources", training=TrainingParams(examples_in_memory=200))
+    assert [path.name for path in tmp_path.iterdir() if "shards" in path.name] == []
+    one, other = scores(sources, "training"), scores(nominated, "training")
+    for name in ("co_watched_score", "popular_score", "channel_score"):
+        assert one[name].equals(other[name]), name
+    ours, theirs = (table["retrieval_score"] for table in (one, other))
+    assert ours.is_valid().equals(theirs.is_valid())
+    assert not ours.equals(theirs)
 
 
 def test_serving_makes_the_inputs_that_the_pipeline_makes(
