@@ -48,9 +48,9 @@ def scann(candidates: Array, k: int) -> Iterator[tuple[dict[str, Any], Ask]]:
 
     tree = ScannSearcher.build(candidates, brute_force_below=0, num_neighbors=k)
     leaves = default_leaves(len(candidates))
-    shares = (0.004, 0.008, 0.015, 0.03, 0.05, 0.1, 0.2, 0.4)
+    shares = (0.004, 0.008, 0.015, 0.03, 0.05, 0.06, 0.07, 0.08, 0.1, 0.2, 0.4)
     for searched in sorted({max(1, round(share * leaves)) for share in shares}):
-        for factor in (1, 2, 4):
+        for factor in (1, 2, 3, 4):
             searcher = tree.tuned(leaves_to_search=searched, reorder=factor * k)
             yield (
                 {"leaves_to_search": searched, "reorder": factor * k},
@@ -72,8 +72,8 @@ def faiss(candidates: Array, k: int) -> Iterator[tuple[dict[str, Any], Ask]]:
         index.add(candidates)
         library.omp_set_num_threads(1)
         refined = factory.endswith("RFlat")
-        for probes in (2, 4, 8, 16, 32, 64, 128):
-            for factor in (2, 4) if refined else (1,):
+        for probes in (2, 4, 8, 16, 32, 64, 80, 96, 112, 128):
+            for factor in (2, 3, 4) if refined else (1,):
                 inner = library.downcast_index(index.base_index) if refined else index
                 inner.nprobe = min(probes, lists)
                 if refined:
@@ -102,7 +102,7 @@ def hnswlib(candidates: Array, k: int) -> Iterator[tuple[dict[str, Any], Ask]]:
     index = library.Index(space="l2", dim=candidates.shape[1] + 1)
     index.init_index(max_elements=len(candidates), M=16, ef_construction=100, random_seed=1)
     index.add_items(np.concatenate([candidates, rest[:, np.newaxis]], axis=1), num_threads=2)
-    for wider in (1, 1.5, 2, 3, 5, 10, 20):
+    for wider in (1, 1.5, 2, 2.5, 2.75, 3, 5, 10, 20):
         index.set_ef(round(wider * k))
         yield {"M": 16, "ef": round(wider * k)}, functools.partial(_ask_hnswlib, index)
 
