@@ -3,12 +3,15 @@
     python on_cluster.py WORK NAME ENGINE STAGE...
 
 reads WORK/logs (or what an earlier call left), writes to WORK/NAME. ENGINE is the section `engine` as JSON. An
-InputError is printed, and makes the exit status 1, as the stages themselves do it.
+InputError is printed, and makes the exit status 1, as the stages themselves do it. How many rows each of Spark's answers
+brought to this process, the driver, is listed in WORK/NAME/rows_at_the_driver.json.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from watchnext.engine import EngineParams
 from watchnext.errors import InputError
@@ -44,9 +47,28 @@ def run(work: Path, name: str, engine: EngineParams, stages: list[str]) -> None:
     (out / f"{'-'.join(stages)}.json").write_text(json.dumps(metrics), encoding="utf-8")
 
 
+def record_rows(numbers: list[int]) -> None:
+    """Let every data frame of Spark write down how many rows it hands over, whoever asks: Ibis, or Great Expectations."""
+    from pyspark.sql.classic.dataframe import DataFrame
+
+    def recorded(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(*given: Any, **named: Any) -> Any:
+            rows = ask(*given, **named)
+            numbers.append(len(rows))
+            return rows
+
+        return answer
+
+    for name in ("collect", "take", "tail", "toPandas", "toArrow"):
+        setattr(DataFrame, name, recorded(getattr(DataFrame, name)))
+
+
 if __name__ == "__main__":
     folder, called, section, *wanted = sys.argv[1:]
+    handed_over: list[int] = []
+    record_rows(handed_over)
     try:
         run(Path(folder), called, EngineParams.model_validate_json(section), wanted)
+        (Path(folder) / called / "rows_at_the_driver.json").write_text(json.dumps(handed_over))
     except InputError as error:
         sys.exit(str(error))

@@ -189,7 +189,10 @@ def assert_same_tables(found: Path, expected: Path) -> int:
 def test_a_chain_of_stages_gives_the_rows_of_duckdb_though_a_worker_is_killed(
     work: Path, expected: Path
 ) -> None:
-    """Ingest and validate on two workers; of featurize's, one is gone with all that it had shuffled."""
+    """Ingest and validate on two workers; of featurize's, one is gone with all that it had shuffled.
+
+    No question brings more to the driver than the two values beside each quantile boundary.
+    """
     stages = start(work, "spark", engine_of(work), "ingest", "validate", "featurize")
     examples = work / "spark" / "features" / "retrieval_examples" / "training"
     wait_until(lambda: any(examples.glob("part-*.parquet")), stages)
@@ -198,6 +201,13 @@ def test_a_chain_of_stages_gives_the_rows_of_duckdb_though_a_worker_is_killed(
     assert code == 0, told[-3000:]
     assert "ExecutorLost" in told or "Lost executor" in told
 
+    brought = json.loads((work / "spark" / "rows_at_the_driver.json").read_text())
+    assert len(brought) > 100
+    assert (
+        max(brought)
+        < 2 * 256
+        < min(len(rows(expected / "validated" / name)) for name in ("watches", "impressions"))
+    )
     assert assert_same_tables(work / "spark", expected) > 10_000
     metrics, wanted = (
         json.loads((side / "ingest-validate-featurize.json").read_text())
