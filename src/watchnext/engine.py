@@ -61,6 +61,15 @@ def timestamp_micros(microseconds: int) -> dt.Timestamp(timezone="UTC"):  # type
     """Spark's own function."""
 
 
+def trimmed(text: ir.StringValue) -> ir.StringValue:
+    """Text without blanks at its ends.
+
+    Not by Ibis's `strip`, whose list of blanks ends in `\\v\\f`: Spark takes these for letters, and makes `itness` of
+    `fitness`.
+    """
+    return text.re_replace(r"^[ \t\n\r\f\x0b]+|[ \t\n\r\f\x0b]+$", "")
+
+
 class EngineParams(Section):
     """Section `engine` of params.yaml."""
 

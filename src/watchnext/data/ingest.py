@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from watchnext.data.sources import Logs, RawColumn, RawTable
 from watchnext.data.split import from_wall_clock, rows_per_day
-from watchnext.engine import Engine
+from watchnext.engine import Engine, trimmed
 from watchnext.errors import InputError
 from watchnext.schema import TABLES, Kind, TableSchema
 
@@ -308,7 +308,7 @@ def _parse_bool(values: ir.Value) -> _Parsed | None:
     if dtype.is_boolean():
         return _Parsed(values)
     if dtype.is_string():
-        text = values.strip().lower()
+        text = trimmed(values).lower()
         value = ibis.cases(
             (text.isin(["1", "true", "t", "yes", "y", "1.0"]), True),
             (text.isin(["0", "false", "f", "no", "n", "0.0"]), False),
@@ -380,7 +380,7 @@ def _parse_list(values: ir.Value, kind: Kind, separator: str) -> _Parsed | None:
     if dtype.is_string():
         # Spark splits at a regular expression, DuckDB at a text: this one is the same as either.
         between = "\x1f"
-        items = values.strip().re_replace(rf"\s*{re.escape(separator)}\s*", between).split(between)
+        items = trimmed(values).re_replace(rf"\s*{re.escape(separator)}\s*", between).split(between)
         if item == "string":
             return _Parsed(items)
         numbers = items.try_cast(dtypes.Array(dtypes.float64))

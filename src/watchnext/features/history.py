@@ -328,7 +328,8 @@ _SEPARATORS = r"[ \t\n\r\f!-/:-@\[-`{-~]+"
 
 def _words(query: ir.StringValue) -> ir.StringValue:
     """The words of a query, lowered, with one space between two: `normalize_query` of a column."""
-    return query.lower().re_replace(_SEPARATORS, " ").strip()
+    # Not Ibis's `strip`, see `engine.trimmed`: what is a blank here is a space by now, and nothing else is one.
+    return query.lower().re_replace(_SEPARATORS, " ").re_replace("^ | $", "")
 
 
 def search_queries(engine: Engine, searches: ir.Table) -> ir.Table:
