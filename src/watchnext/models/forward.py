@@ -307,6 +307,7 @@ def sample_of(
         boundaries: continuous feature -> its quantiles, from among which and beyond which values are taken.
     """
     draw = np.random.default_rng(0)
+    quantiles = boundaries or {}
     arrays: dict[str, npt.NDArray[Any]] = {}
     for spec in features:
         if spec.kind in ("categorical", "multivalent"):
@@ -316,11 +317,11 @@ def sample_of(
                 ids[np.arange(length) >= draw.integers(0, length + 1, rows)[:, None]] = 0
             arrays[spec.name] = ids if spec.kind == "multivalent" else ids[:, 0]
             continue
-        edges = np.asarray((boundaries or {}).get(spec.name, []), np.float64)
+        edges = np.asarray(quantiles.get(spec.name, []), np.float64)
         values = draw.random(rows) if spec.kind == "unit" or len(edges) == 0 else draw.choice(edges, rows)
         if spec.kind == "continuous":
             values = values * draw.choice([1.0, 1.0, 0.9, 1.1], rows)
-        if spec.kind == "unit" or spec.name in (boundaries or {}):
+        if spec.kind == "unit" or spec.name in quantiles:
             values = np.where(draw.random(rows) < 0.1, np.nan, values)
         arrays[spec.name] = values.astype(np.float32)
     return arrays

@@ -73,17 +73,21 @@ class DatedExamples:
 
     def before(self, instant: int) -> Shards:
         """Those known before an instant, in microseconds, as if that were the end of the logs."""
-        known = self.shards.where(lambda part: part[KNOWN_AT] < instant)
-        names = [name for name in known.names if name != KNOWN_AT]
+
+        def is_known(part: Arrays) -> npt.NDArray[np.bool_]:
+            return part[KNOWN_AT] < instant
+
+        names = [name for name in self.shards.names if name != KNOWN_AT]
         age = retrieval.EXAMPLE_AGE
         # Ages count back from the newest label; that is another one now.
-        newest = min((part[age].min() for part in known.parts()), default=0) if age in names else 0
+        ages = (part[age][is_known(part)] for part in self.shards.parts()) if age in names else ()
+        newest = min((of_part.min() for of_part in ages if len(of_part)), default=0)
 
         def as_then(part: Arrays) -> Arrays:
             arrays = {name: part[name] for name in names}
             return arrays | {age: arrays[age] - newest} if age in names else arrays
 
-        return known.through(as_then, names) if known.num_rows else known
+        return self.shards.where(is_known).through(as_then, names)
 
 
 def fit_before(

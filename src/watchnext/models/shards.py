@@ -89,14 +89,14 @@ class Shards:
         )
 
     def where(self, keep: Callable[[Arrays], npt.NDArray[np.bool_]]) -> "Shards":
-        """Some of the examples: chosen once of what is in memory, else whenever a shard is read.
+        """Some of the examples, chosen whenever a shard is read.
 
         Args:
             keep: arrays of a shard -> which of its examples, the same each time. A shard of which it keeps none is left out.
         """
 
-        def kept_of(number: int) -> Arrays:
-            arrays = self.load(number)
+        def load(place: int) -> Arrays:
+            arrays = self.load(filled[place])
             some = np.flatnonzero(keep(arrays))
             return {name: array[some] for name, array in arrays.items()}
 
@@ -105,19 +105,9 @@ class Shards:
             for part in self.parts():
                 digest.update(np.packbits(keep(part)).data)
 
-        if self.in_memory:
-            kept = kept_of(0)
-            rows = len(next(iter(kept.values()))) if kept else 0
-            return Shards([rows] if rows else [], self.names, lambda _: kept, update, self.folder)
-        rows_kept = [int(np.count_nonzero(keep(part))) for part in self.parts()]
-        filled = np.flatnonzero(rows_kept).tolist()
-        return Shards(
-            [rows_kept[number] for number in filled],
-            self.names,
-            lambda place: kept_of(filled[place]),
-            update,
-            self.folder,
-        )
+        rows = [int(np.count_nonzero(keep(part))) for part in self.parts()]
+        filled = np.flatnonzero(rows).tolist()
+        return Shards([rows[number] for number in filled], self.names, load, update, self.folder)
 
     def remove(self) -> None:
         """Remove what is on disk, where anything is: the examples were trained on."""

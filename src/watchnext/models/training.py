@@ -7,6 +7,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +171,42 @@ def with_further_examples(
                 yield mark(chosen, name == "shown")
 
 
-def most_examples(stored: Path, *, history: bool, shown_share: float, **_: Any) -> int:
-    """How many examples `with_further_examples` gives at most, of its arguments."""
-    read = {"training": True, "history": history, "shown": shown_share > 0}
-    return sum(stored_rows(stored / name) for name, is_read in read.items() if is_read)
+def retrieval_shards(
+    stored: Path,
+    encode: Callable[[pa.Table], dict[str, np.ndarray]],
+    labels: Mapping[str, Any],
+    *,
+    at_once: int,
+    folder: Path,
+    seed: int,
+    share: Share = WHOLE,
+) -> Shards:
+    """All that candidate generation is trained on, see `with_further_examples`, as `encode_shards` keeps it.
+
+    Args:
+        stored: directory of the retrieval examples.
+        encode: what makes arrays of them.
+        labels: what is learned from beside the watches of the logs: `history`, `shown_share`, `shown_marked`.
+        at_once: at most about so many are to be in memory.
+        folder: see `encode_shards`.
+        seed: decides which of what was shown is a label, and which example comes into which shard.
+        share: which of the examples to read.
+
+    Raises:
+        InputError: there are no examples.
+    """
+    read = {"training": True, "history": labels["history"], "shown": labels["shown_share"] > 0}
+    most = sum(stored_rows(stored / name) for name, is_read in read.items() if is_read)
+    return encode_shards(
+        stored / "training",
+        encode,
+        partial(with_further_examples, stored=stored, seed=seed, share=share, **labels),
+        rows=math.ceil(most / share.of),
+        at_once=at_once,
+        folder=folder,
+        seed=seed,
+        share=share,
+    )
 
 
 def no_examples(where: str) -> InputError:

@@ -5,7 +5,6 @@ that were fitted on days before it (`models/score_blocks.py`), those of the tuni
 """
 
 import json
-from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -92,13 +91,10 @@ def nominate(
     else:
         quotas = recommend.sources.model_dump()
         trained = json.loads((retrieval / "manifest.json").read_text(encoding="utf-8"))
-        stored = features / "retrieval_examples"
-        labels = trained["params"]["labels"]
-        shards = fitting.encode_shards(
-            stored / "training",
+        shards = fitting.retrieval_shards(
+            features / "retrieval_examples",
             score_blocks.dated(encoder, watches),
-            partial(fitting.with_further_examples, stored=stored, seed=seed, **labels),
-            rows=fitting.most_examples(stored, **labels),
+            trained["params"]["labels"],
             at_once=training.examples_in_memory,
             folder=out_sources.with_name(out_sources.name + ".shards.staging"),
             seed=seed,

@@ -1,8 +1,6 @@
 """Stage `train_retrieval`: candidate generation, trained on the training days, its epoch chosen on the tuning day."""
 
 import json
-import math
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,7 +115,6 @@ def train_retrieval(
     off = [spec.name for spec in encoder.retrieval_features if spec not in inputs]
     if off:
         say(f"train_retrieval: switched off in params.yaml: {', '.join(off)}")
-    stored = features / "retrieval_examples"
     share = Share(workers.index, workers.count)
     begin = WarmStart.load(start)
     settings = {
@@ -129,12 +126,10 @@ def train_retrieval(
         "start": begin.digest if begin is not None else None,
     }
     workers.require_equal(made_by(settings), "train_retrieval")
-    labels = params.labels.model_dump()
-    examples = fitting.encode_shards(
-        stored / "training",
+    examples = fitting.retrieval_shards(
+        features / "retrieval_examples",
         encoder.encode_retrieval,
-        partial(fitting.with_further_examples, stored=stored, seed=seed, share=share, **labels),
-        rows=math.ceil(fitting.most_examples(stored, **labels) / workers.count),
+        params.labels.model_dump(),
         at_once=training.examples_in_memory,
         folder=out_model.with_name(out_model.name + ".shards.staging"),
         seed=seed,

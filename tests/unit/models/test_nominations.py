@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime as dt
-import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -190,15 +189,12 @@ def test_examples_known_before_an_instant_are_the_same_in_shards(
     """Every one of them, with the age that it has then; the newest is of age 0."""
     encoder = Encoder.load(world_features)
     watches = CompletedWatches.read(parts["tables"], read_corpus(encoder, world_features))
-    stored = world_features / "retrieval_examples"
-    labels = RetrievalParams().labels.model_dump()
 
     def before(instant: int, at_once: int) -> Shards:
-        examples = training.encode_shards(
-            stored / "training",
+        examples = training.retrieval_shards(
+            world_features / "retrieval_examples",
             score_blocks.dated(encoder, watches),
-            functools.partial(training.with_further_examples, stored=stored, seed=1, **labels),
-            rows=training.most_examples(stored, **labels),
+            RetrievalParams().labels.model_dump(),
             at_once=at_once,
             folder=tmp_path / "shards",
             seed=1,
